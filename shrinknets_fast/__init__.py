@@ -1,0 +1,45 @@
+"""ShrinkNets with fused kernels: start from an oversized network and let training find its size."""
+
+from . import _library  # noqa: F401  loads the ops before anything names them
+from . import functional
+from .checkpoint import load_state_dict
+from .collector import Collection, GarbageCollector
+from .errors import ShrinkError
+from .filters import features, param_groups, penalty
+from .folding import fold_filters
+from .graph.rules.registry import register_rule
+from .nn import (
+    Filter,
+    FilteredBatchNorm1d,
+    FilteredBatchNorm2d,
+    FilteredBatchNorm3d,
+    FilteredConv1d,
+    FilteredConv2d,
+    FilteredConv3d,
+    FilteredLinear,
+)
+from .placement import add_filters
+from .proximal import ProximalL1
+
+__all__ = [
+    "Collection",
+    "Filter",
+    "FilteredBatchNorm1d",
+    "FilteredBatchNorm2d",
+    "FilteredBatchNorm3d",
+    "FilteredConv1d",
+    "FilteredConv2d",
+    "FilteredConv3d",
+    "FilteredLinear",
+    "GarbageCollector",
+    "ProximalL1",
+    "ShrinkError",
+    "add_filters",
+    "features",
+    "fold_filters",
+    "functional",
+    "load_state_dict",
+    "param_groups",
+    "penalty",
+    "register_rule",
+]

@@ -1,0 +1,213 @@
+"""The garbage collector: looks at the filters between steps and removes what is dead, exactly."""
+
+import time
+import warnings
+import weakref
+from dataclasses import dataclass
+
+import torch
+
+from .errors import ShrinkError
+from .filters import named_filters
+from .graph.apply import apply_plan
+from .graph.build import build
+from .graph.explain import explain
+from .graph.plan import make_plan
+from .graph.trace import checked_inputs, lookup
+from .optimizers import bury, checked_optimizers, parameters_of
+
+__all__ = ["Collection", "GarbageCollector", "example_of"]
+
+_examples = weakref.WeakKeyDictionary()  # model -> (args, kwargs) as fake tensors, so that fold_filters can trace it again
+
+
+def example_of(model):
+    """The fake example inputs of the last collector made for ``model``, or None."""
+    return _examples.get(model)
+
+
+@dataclass(frozen=True)
+class Collection:
+    """What one collection did: features removed per hub, bytes written and freed (state included), milliseconds."""
+
+    removed: dict
+    bytes_moved: int
+    bytes_freed: int
+    milliseconds: float
+
+
+class GarbageCollector:
+    """Removes dead features from ``model`` during training, with gradients and optimizer state.
+
+    model: traced here once, in train and eval mode. example_inputs, example_kwargs: what its forward takes; only shapes,
+    dtypes and devices count. optimizers: one or several; their state follows, and in them dead stays dead.
+
+    align: sizes stay multiples of it where the dead allow (None: 8 for half types on CUDA, else 1). every: steps between
+    looks. min_dead: ``step()`` collects once this fraction of a hub is newly dead. removal: the random share of the dead that
+    a collection removes; seed: for that choice.
+
+    Raises ShrinkError, with nothing changed, for what cannot be traced, followed or run at the smaller size.
+    """
+
+    def __init__(
+        self,
+        model,
+        example_inputs,
+        *,
+        example_kwargs=None,
+        optimizers=(),
+        align=None,
+        every=1,
+        min_dead=0.05,
+        removal=1.0,
+        seed=None,
+    ):
+        self.model = model
+        self.optimizers = checked_optimizers(optimizers)
+        self.every = checked_count("every", every)
+        self.align = checked_count("align", default_align(model) if align is None else align)
+        self.min_dead = checked_share("min_dead", min_dead, smallest_allowed=True)
+        self.removal = checked_share("removal", removal, smallest_allowed=False)
+        self._generator = torch.Generator()
+        if seed is not None:
+            self._generator.manual_seed(seed)
+        args, kwargs = checked_inputs(model, example_inputs, example_kwargs)
+        self._filters = {id(m.theta): (name, m.theta) for name, m in reversed(named_filters(model).items())}
+        names = {key: name for key, (name, _) in self._filters.items()}
+        self._network, self._hubs, self._rehearsal = build(model, args, kwargs, names)
+        self._steps = 0
+        self._seen = {}  # id(theta) -> dead features at the last plan
+        self._callbacks = {}
+        self._hooks = [o.register_step_post_hook(self._after_step) for o in self.optimizers]
+        self._hooks += [o.register_step_pre_hook(self._before_step) for o in self.optimizers]
+        _examples[model] = (self._rehearsal.args, self._rehearsal.kwargs)
+
+    def plan(self):
+        """What a collection would remove now. Changes nothing."""
+        self._check_model()
+        return self._plan(self._dead(), self._generator.clone_state())
+
+    def collect(self):
+        """Remove whatever is dead now (a random share if ``removal`` < 1); returns a :class:`Collection`."""
+        start = time.perf_counter()
+        self._check_model()
+        dead = self._dead()
+        plan = self._plan(dead, self._generator)
+        self._seen = {key: int(mask.sum()) for key, mask in dead.items()}
+        moved = freed = 0
+        if plan:
+            self._rehearsal.run(self.model, plan.tensors, plan.widths)
+            moved, freed = apply_plan(
+                plan, self._network, self._hubs, self.model, self.optimizers, self._rehearsal.depthwise
+            )
+            self._seen = {key: int(mask.sum()) for key, mask in self._dead().items()}
+            for name in plan.padded:
+                warnings.warn(f"{name}: all its features are dead; one stays as padding", stacklevel=2)
+            self._tell(plan)
+        return Collection(plan.removed, moved, freed, (time.perf_counter() - start) * 1e3)
+
+    def step(self):
+        """Call after ``optimizer.step()``: collects when due and returns the :class:`Collection`, else None.
+
+        Raises ShrinkError naming the parameter if a theta is not finite, or if a gradient has a stale shape.
+        """
+        self._steps += 1
+        if self._steps % self.every:
+            return None
+        check_gradients(self.model.parameters())
+        dead = self._dead()
+        new = {key: int(mask.sum()) - self._seen.get(key, 0) for key, mask in dead.items()}
+        if not any(count > 0 and count >= self.min_dead * len(dead[key]) for key, count in new.items()):
+            return None
+        collection = self.collect()
+        return collection if collection.removed else None
+
+    def explain(self):
+        """Every hub: who makes it, who reads it, its size, whether it can shrink and, if not, the op to blame."""
+        self._check_model()
+        return explain(self._network, self._hubs, self._dead())
+
+    def on_removed(self, callback):
+        """``callback(hub_name, kept)`` after each removal; kept: the positions that stayed. Returns a handle to remove it."""
+        handle = torch.utils.hooks.RemovableHandle(self._callbacks)
+        self._callbacks[handle.id] = callback
+        return handle
+
+    def trim(self):
+        """Give unused memory back; returns the bytes freed. A collection leaves no slack, so there is nothing to give."""
+        return 0
+
+    def state_dict(self):
+        return {"steps": self._steps, "generator": self._generator.get_state()}
+
+    def load_state_dict(self, state):
+        self._generator.set_state(state["generator"].cpu())
+        self._steps = int(state["steps"])
+
+    def _dead(self):
+        """{id(theta): mask of its dead features, on the CPU}; an error where one is not finite."""
+        dead = {}
+        for key, (name, theta) in self._filters.items():
+            values = theta.detach().cpu()
+            if not bool(torch.isfinite(values).all()):
+                bad = values[~torch.isfinite(values)][0].item()
+                raise ShrinkError(f"{name}.theta holds {bad}: training has diverged, nothing was removed")
+            dead[key] = values <= 0
+        return dead
+
+    def _plan(self, dead, generator):
+        return make_plan(
+            self._network, self._hubs, dead, align=self.align, removal=self.removal, generator=generator
+        )
+
+    def _check_model(self):
+        """The model is the one that was traced, with the sizes this collector left it with."""
+        for bound in self._network.bound.values():
+            for name in bound.names:
+                if lookup(self.model, name) is not bound.tensor:
+                    raise ShrinkError(f"{name} was replaced since the model was traced; make a new GarbageCollector")
+            if tuple(bound.tensor.shape) != bound.shape:
+                found, expected = tuple(bound.tensor.shape), bound.shape
+                raise ShrinkError(f"{bound.names[0]} has shape {found}, expected {expected}; make a new GarbageCollector")
+        check_gradients(self.model.parameters())
+
+    def _before_step(self, optimizer, args, kwargs):
+        check_gradients(parameters_of(optimizer))
+
+    def _after_step(self, optimizer, args, kwargs):
+        bury(optimizer, [theta for _, theta in self._filters.values()])
+
+    def _tell(self, plan):
+        for callback in list(self._callbacks.values()):
+            for hub in plan.hubs:
+                if hub.removed:
+                    callback(hub.name, hub.kept)
+
+
+def check_gradients(parameters):
+    """A graph built before a collection can still deposit a gradient of the old shape: refuse to use it."""
+    for p in parameters:
+        if p.grad is not None and p.grad.shape != p.shape:
+            raise ShrinkError(
+                f"a gradient has shape {tuple(p.grad.shape)}, its parameter {tuple(p.shape)}: "
+                "backward ran on a graph from before the last collection"
+            )
+
+
+def default_align(model):
+    """8 where tensor cores want it: half types on CUDA."""
+    half = (torch.float16, torch.bfloat16)
+    return 8 if any(p.is_cuda and p.dtype in half for p in model.parameters()) else 1
+
+
+def checked_count(name, value):
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ShrinkError(f"GarbageCollector: {name} is {value!r}, expected an integer of at least 1")
+    return value
+
+
+def checked_share(name, value, smallest_allowed):
+    good = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1
+    if not good or (value == 0 and not smallest_allowed):
+        raise ShrinkError(f"GarbageCollector: {name} is {value!r}, expected a number from 0 to 1")
+    return float(value)

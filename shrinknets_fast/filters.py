@@ -1,0 +1,62 @@
+"""Questions about all filters of a model: which there are, how many features live, what their penalty is."""
+
+import math
+
+import torch
+
+from .errors import ShrinkError
+from .nn import FilterBase
+
+__all__ = ["features", "named_filters", "param_groups", "penalty", "thetas"]
+
+
+def named_filters(model):
+    """{"module.name": module} for every layer with a filter, in the model's order."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, FilterBase)}
+
+
+def thetas(model):
+    """{"module.name.theta": Parameter}, a shared one once, under its first name."""
+    found = {}
+    for name, module in named_filters(model).items():
+        found.setdefault(id(module.theta), (f"{name}.theta" if name else "theta", module.theta))
+    return dict(found.values())
+
+
+def penalty(model):
+    """``sum max(0, theta)`` over all filters of ``model``: a scalar tensor; multiply it by lambda yourself.
+
+    A shared theta counts once. The gradient is 1 for a live feature and 0 for a dead one (theta <= 0). Zero if the model has
+    no filter. Summed in float32 or wider.
+    """
+    total = None
+    for theta in thetas(model).values():
+        wide = theta if theta.dtype == torch.float64 else theta.float()
+        term = torch.relu(wide).sum()
+        total = term if total is None else total + term.to(total.device)
+    return torch.zeros(()) if total is None else total
+
+
+def features(model):
+    """{"module.name": (alive, total)} for every filter of ``model``; total is the layer's present size."""
+    return {name: (int(m.alive.sum()), m.theta.numel()) for name, m in named_filters(model).items()}
+
+
+def param_groups(model, *, lr, filter_lr=None, weight_decay=0.0):
+    """Two parameter groups for an optimizer: the weights with ``weight_decay``, and the thetas with ``filter_lr`` and none.
+
+    Decay on theta would fight the penalty; decay on the weights keeps the penalty meaningful, because scale can otherwise
+    move from theta into the weights. filter_lr: None means ``lr``.
+    """
+    filter_lr = lr if filter_lr is None else filter_lr
+    for name, value in (("lr", lr), ("filter_lr", filter_lr), ("weight_decay", weight_decay)):
+        if not 0 <= float(value) < math.inf:
+            raise ShrinkError(f"param_groups: {name} is {value!r}, expected a finite number of at least 0")
+    filters = list(thetas(model).values())
+    known = {id(theta) for theta in filters}
+    weights = [p for p in model.parameters() if id(p) not in known]
+    groups = [
+        {"params": weights, "lr": lr, "weight_decay": weight_decay},
+        {"params": filters, "lr": filter_lr, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]

@@ -1,0 +1,85 @@
+"""From a trained model to plain torch.nn: filters folded into the weights, dead features gone."""
+
+import copy
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from .collector import GarbageCollector, example_of
+from .errors import ShrinkError
+from .filters import named_filters
+from .nn import Filter
+from .ops.fold import fold
+from .placement import replace
+
+__all__ = ["fold_filters"]
+
+
+class _Scale(nn.Module):
+    """Traced into a torch.fx module, whose class and code belong to torch, not to this package."""
+
+    def __init__(self, scale, dim):
+        super().__init__()
+        self.dim = dim
+        self.register_buffer("scale", scale)
+
+    def forward(self, input):
+        if self.scale.numel() == 1:
+            return input * self.scale
+        return (input.transpose(self.dim, -1) * self.scale).transpose(self.dim, -1)
+
+
+@torch.no_grad()
+def fold_filters(model, example_inputs=None, *, example_kwargs=None):
+    """A plain ``torch.nn`` copy of ``model`` for inference: theta folded, dead features gone, no need of this package.
+
+    ``FilteredLinear`` becomes ``nn.Linear`` (with ``activation="relu"``: ``nn.Sequential`` of it and ``nn.ReLU``), and so on; a
+    stand-alone ``Filter`` becomes a product with a constant. ``model`` itself does not change.
+
+    example_inputs: needed only if features are dead and no collector was made for this model.
+    """
+    plain = copy.deepcopy(model)
+    if any(not bool(m.alive.all()) for m in named_filters(plain).values()):
+        args, kwargs = known_inputs(model, example_inputs, example_kwargs)
+        GarbageCollector(plain, args, example_kwargs=kwargs, align=1).collect()
+    for module in named_filters(plain).values():
+        new = folded(module)
+        if module is plain:
+            plain = new
+        elif new is not module:
+            replace(plain, module, new)
+    for p in plain.parameters():
+        p.grad = None
+    return plain
+
+
+def known_inputs(model, example_inputs, example_kwargs):
+    if example_inputs is not None:
+        return example_inputs, example_kwargs
+    example = example_of(model)
+    if example is None:
+        raise ShrinkError(
+            f"fold_filters: {type(model).__name__} has dead features and no collector was made for it; pass example_inputs"
+        )
+    return pytree.tree_map_only(torch.Tensor, lambda t: torch.zeros(t.shape, dtype=t.dtype, device=t.device), example)
+
+
+def folded(module):
+    """The plain twin of one filtered module: the same object with another class, or a new module in its place."""
+    if isinstance(module, Filter):
+        scale = module.theta.detach().clamp(min=0)
+        return torch.fx.symbolic_trace(_Scale(scale, module.dim)).train(module.training)
+    weight = torch.ones_like(module.theta) if module.weight is None else module.weight
+    weight, bias = fold(weight, module.bias, module.theta)
+    if module.weight is None:  # a batch norm without affine parameters gets them now
+        bias, module.affine = torch.zeros_like(weight), True
+    module.weight = nn.Parameter(weight.detach().clone())
+    if bias is not None:
+        module.bias = nn.Parameter(bias.detach().clone())
+    activation = module.activation
+    del module.theta
+    for name in ("init", "owns_theta", "activation"):
+        module.__dict__.pop(name, None)
+    module.__class__ = module.plain
+    return nn.Sequential(module, nn.ReLU()).train(module.training) if activation == "relu" else module

@@ -1,0 +1,85 @@
+"""Features: the things that live and die. Every position of every axis that can shrink belongs to exactly one."""
+
+import torch
+
+
+class Axis:
+    """One dimension of one or more tensors: the feature that each of its positions belongs to.
+
+    A flattened channel appears once per pixel, so a feature may stand at many positions of one axis.
+    """
+
+    __slots__ = ("ids",)
+
+    def __init__(self, ids):
+        self.ids = ids
+
+    def __len__(self):
+        return len(self.ids)
+
+
+class FeatureSpace:
+    """All features of a network. While the graph is read, axes get features and features are unified; then it settles."""
+
+    def __init__(self):
+        self.count = 0
+        self.axes = []
+        self.pins = []  # (axis, reason): the features of this axis never leave
+        self.doubts = []  # (axis, label): whether the user's code follows this axis when it shrinks is to be tried
+        self._equal = []
+
+    def axis(self, ids):
+        axis = Axis(ids)
+        self.axes.append(axis)
+        return axis
+
+    def new_axis(self, size):
+        """An axis of ``size`` fresh features."""
+        self.count += size
+        return self.axis(torch.arange(self.count - size, self.count))
+
+    def unify(self, first, second, reason):
+        """Position by position the two axes hold the same features. None stands for positions that cannot leave."""
+        if first is second:
+            return
+        if first is None or second is None:
+            self.pin(first if second is None else second, reason)
+        else:
+            self._equal.append((first.ids, second.ids))
+
+    def unify_ids(self, first, second):
+        self._equal.append((first, second))
+
+    def pin(self, axis, reason):
+        if axis is not None:
+            self.pins.append((axis, reason))
+
+    def settle(self):
+        """Give unified features one number each, 0 to count - 1."""
+        root = torch.arange(self.count)
+        if self._equal:
+            first, second = (torch.cat(side) for side in zip(*self._equal, strict=True))
+            root = connected(root, first, second)
+        _, root = torch.unique(root, return_inverse=True)
+        self.count = int(root.max()) + 1 if len(root) else 0
+        for axis in self.axes:
+            axis.ids = root[axis.ids]
+        self._equal = []
+
+    def remove(self, gone):
+        """Take the positions of the features in the bool mask ``gone`` out of every axis; numbers stay as they are."""
+        for axis in self.axes:
+            axis.ids = axis.ids[~gone[axis.ids]]
+
+
+def connected(root, first, second):
+    """The smallest number of each one's connected component, for the edges first[i] - second[i]."""
+    while True:
+        low = torch.minimum(root[first], root[second])
+        new = root.scatter_reduce(0, first, low, "amin").scatter_reduce(0, second, low, "amin")
+        # linking the old roots too joins whole components at once: a few rounds instead of the graph's diameter
+        new = new.scatter_reduce(0, root[first], low, "amin").scatter_reduce(0, root[second], low, "amin")
+        new = new[new]
+        if torch.equal(new, root):
+            return root
+        root = new

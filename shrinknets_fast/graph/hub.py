@@ -1,0 +1,58 @@
+"""Hubs: features that the same tensors share, so that they are made, read and removed together."""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass
+class Hub:
+    """``ids``: the features still there, in the order of their theta (of their maker where no filter sees them)."""
+
+    name: str
+    ids: torch.Tensor
+    filtered: bool
+    makers: tuple
+    readers: tuple
+
+    def __len__(self):
+        return len(self.ids)
+
+
+def find_hubs(network, theta_names):
+    """All hubs of a settled network. theta_names: {id(theta): the filter's dotted name}."""
+    features = network.features
+    signature = torch.zeros(features.count, dtype=torch.int64)
+    owners = []  # (name, axis, rank: 0 for a theta, 1 for who makes the features, 2 for who reads them)
+    for key, bound in network.bound.items():
+        for dim, axis in enumerate(bound.value.axes):
+            if axis is not None:
+                module = bound.names[0].rpartition(".")[0] or "model"
+                rank = 0 if key in theta_names else min(dim, 1) + 1
+                owners.append((theta_names.get(key, module), axis, rank))
+                signature[axis.ids] = signature[axis.ids] * 1000003 + len(owners)
+    kinds, group = torch.unique(signature, return_inverse=True)
+    members = [torch.nonzero(group == k).flatten() for k in range(len(kinds)) if int(kinds[k])]
+    members.sort(key=lambda ids: int(ids[0]))
+    taken = {}
+    return [one_hub(network, owners, ids, taken) for ids in members]
+
+
+def one_hub(network, owners, ids, taken):
+    inside = torch.zeros(network.features.count, dtype=torch.bool)
+    inside[ids] = True
+    name, axis, rank = min((o for o in owners if bool(inside[o[1].ids].any())), key=lambda owner: owner[2])
+    if rank == 0:
+        ids = axis.ids[inside[axis.ids]]
+    if rank == 2:
+        name = f"{name} input"
+    taken[name] = taken.get(name, 0) + 1
+    if taken[name] > 1:
+        name = f"{name}#{taken[name]}"
+    reads = [(read.value.axes[read.dim], read.label) for read in network.reads]
+    return Hub(name, ids, rank == 0, labels(network.makes, inside), labels(reads, inside))
+
+
+def labels(entries, inside):
+    """The labels of the entries whose axis holds one of these features, each once, in order."""
+    return tuple(dict.fromkeys(label for axis, label in entries if bool(inside[axis.ids].any())))

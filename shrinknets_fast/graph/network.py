@@ -1,0 +1,169 @@
+"""Both traced modes read into one description: what each op makes and reads, and how zeros pass through it."""
+
+import operator
+import warnings
+from dataclasses import dataclass, field
+
+import torch
+
+from . import rules
+from .features import FeatureSpace
+from .op import Op, Value
+
+
+@dataclass
+class Bound:
+    """A parameter or buffer of the model that the graph uses, under all its names."""
+
+    tensor: torch.Tensor
+    value: Value
+    names: list = field(default_factory=list)
+    shape: tuple = ()
+
+
+@dataclass(frozen=True)
+class Read:
+    """``label`` adds up the positions of this axis: it loses nothing where they are zero, and needs all others."""
+
+    value: Value
+    dim: int
+    label: str
+
+
+@dataclass(frozen=True)
+class Step:
+    """One op's outputs and the function that tells where they are zero, given where its inputs are."""
+
+    outputs: tuple
+    zero: object
+
+
+class Network:
+    """The features of a model, and everything that happens to them in its forward, in order."""
+
+    def __init__(self, traced):
+        self.features = FeatureSpace()
+        self.bound = {}  # id(tensor) -> Bound
+        self.reads = []
+        self.makes = []  # (axis, label): who writes the features of this axis
+        self.steps = []
+        self.outputs = {}  # module name -> the values of the ops in its own forward, one list per mode
+        self.unknown = set()
+        for mode in traced:
+            self._read_graph(mode)
+        if self.unknown:
+            names = ", ".join(sorted(self.unknown))
+            warnings.warn(f"no rule for {names}: what reaches it is kept alive (see register_rule)", stacklevel=4)
+        self.features.settle()
+
+    def bind(self, name, tensor):
+        """The graph's value for a parameter or buffer; the same tensor under two names, or in two modes, is one value."""
+        bound = self.bound.get(id(tensor))
+        if bound is None:
+            bound = self.bound[id(tensor)] = Bound(tensor, Value(tensor.shape, tensor.dtype, tensor), [], tuple(tensor.shape))
+        if name not in bound.names:
+            bound.names.append(name)
+        return bound.value
+
+    def _read_graph(self, mode):
+        values, storage, outputs = {}, {}, {}
+        order = {node: i for i, node in enumerate(mode.graph.nodes)}
+        for node in mode.graph.nodes:
+            if node.op == "placeholder":
+                name, tensor = mode.tensors.get(node.name, (None, None))
+                values[node] = constant(node) if tensor is None else self.bind(name, tensor)
+            elif node.op == "output":
+                for value in tree_values(node.args, values):
+                    for axis in value.all_axes(self.features):
+                        self.features.pin(axis, "is the model's output")
+            elif node.op == "call_function" and node.target is operator.getitem:
+                values[node] = values[node.args[0]][node.args[1]]
+            elif node.op == "call_function":
+                op = Op(self, node, values)
+                values[node] = self._read_op(op)
+                self._follow_writes(op, values, storage, order)
+                if isinstance(values[node], Value) and values[node].ndim:  # a counter's update is no output
+                    outputs.setdefault(op.module, []).append(values[node])
+            elif not node.name.startswith("_guards"):
+                values[node] = self._unknown(Op(self, node, values))
+        for module, made in outputs.items():
+            self.outputs.setdefault(module, []).append(made)
+
+    def _read_op(self, op):
+        rule = rules.find(op.target)
+        result = self._unknown(op) if rule is None else rule(op)
+        return op.fixed() if result is None else result
+
+    def _unknown(self, op):
+        self.unknown.add(op.name)
+        op.pin_all(f"reaches {op.label}, an op without a rule")
+        return op.fixed()
+
+    def _follow_writes(self, op, values, storage, order):
+        """An in-place op: its input is its output from here on. One that writes through a view is not followed."""
+        schema = getattr(op.target, "_schema", None)
+        if schema is None:
+            return
+        for argument in schema.arguments:
+            node = op.node_of(argument.name)
+            if argument.alias_info is None or node is None:
+                continue
+            root = storage.setdefault(op.node, storage.get(node, node))
+            if not argument.alias_info.is_write:
+                continue
+            later = [n for n in values if storage.get(n, n) is root and n not in (node, op.node)]
+            if any(order[user] > order[op.node] for n in later for user in n.users):
+                op.pin_all(f"reaches {op.label}, which writes in place through a view")
+                for n in later:
+                    values[n] = constant(n)
+            values[node] = values[op.node]
+
+    def zeros(self, dead, supposed=None):
+        """Where each value is exactly zero. ``dead``: {id(theta): bool mask}. Returns a :class:`Zeros`.
+
+        supposed: {value: dimension} that are taken to be zero everywhere along it, to ask where a filter would help.
+        """
+        state = Zeros(self.features.count, dead, supposed or {})
+        for step in self.steps:
+            state.record(step.outputs, step.zero(state))
+        return state
+
+
+class Zeros:
+    """For each value and dimension: which positions hold nothing but zeros. None means that none is known to."""
+
+    def __init__(self, count, dead, supposed):
+        self.count = count
+        self._dead = dead
+        self._supposed = supposed
+        self._known = {}
+
+    def __call__(self, value, dim):
+        known = self._known.get(value)
+        return None if known is None else known[dim]
+
+    def dead(self, theta):
+        return self._dead.get(id(theta.tensor))
+
+    def record(self, outputs, zeros):
+        for value, known in zip(outputs, zeros, strict=True):
+            if value in self._supposed:
+                dim = self._supposed[value]
+                known = [torch.ones(len(a), dtype=torch.bool) if d == dim else k for d, (a, k) in enumerate(zip(value.axes, known, strict=True))]
+            self._known[value] = known
+
+
+def constant(node):
+    """The value of a model input or a constant: nothing of it can leave."""
+    meta = node.meta.get("val")
+    shape, dtype = (tuple(meta.shape), meta.dtype) if isinstance(meta, torch.Tensor) else ((), None)
+    return Value(shape, dtype, None)
+
+
+def tree_values(args, values):
+    found = []
+    torch.fx.node.map_arg(args, lambda node: found.append(values[node]))
+    flat = []
+    for value in found:
+        flat.extend(value if isinstance(value, (list, tuple)) else [value])
+    return [value for value in flat if isinstance(value, Value)]

@@ -1,0 +1,162 @@
+"""What a rule sees of one op: its arguments by their schema's names, and the verbs to relate their axes."""
+
+import torch
+
+
+class Value:
+    """A tensor of the graph: for each dimension an :class:`Axis`, or None where no position can leave.
+
+    A parameter's or buffer's axes are made when a rule first asks for them.
+    """
+
+    __slots__ = ("axes", "dtype", "shape", "tensor")
+
+    def __init__(self, shape, dtype, tensor, axes=None):
+        self.shape = tuple(int(size) for size in shape)
+        self.dtype = dtype
+        self.tensor = tensor
+        self.axes = list(axes) if axes is not None else [None] * len(self.shape)
+
+    @property
+    def ndim(self):
+        return len(self.shape)
+
+    def axis(self, dim, features):
+        dim = dim % self.ndim
+        if self.axes[dim] is None and self.tensor is not None:
+            self.axes[dim] = features.new_axis(self.shape[dim])
+        return self.axes[dim]
+
+    def all_axes(self, features):
+        return [self.axis(dim, features) for dim in range(self.ndim)]
+
+
+class Op:
+    """One call in the traced graph. ``op["weight"]`` is an argument by its schema's name: a Value, or a plain constant."""
+
+    def __init__(self, network, node, values):
+        self.network = network
+        self.node = node
+        self.target = node.target
+        self.name = str(node.target).removesuffix(".default")
+        self._nodes = dict(zip(argument_names(node), node.args, strict=False)) | dict(node.kwargs)
+        self._args = {name: torch.fx.node.map_arg(arg, lambda n: values[n]) for name, arg in self._nodes.items()}
+
+    @property
+    def module(self):
+        """The dotted name of the module whose forward calls this op; empty for the model itself."""
+        stack = self.node.meta.get("nn_module_stack") or {}
+        return list(stack.values())[-1][0] if stack else ""
+
+    @property
+    def label(self):
+        short = self.name.split("::")[-1].split(".")
+        kind = short[1] if short[0] in ("aten", "shrinknets_fast") and len(short) > 1 else self.name
+        return f"{self.module} ({kind})" if self.module else kind
+
+    def __getitem__(self, name):
+        if name in self._args:
+            return self._args[name]
+        for argument in self.target._schema.arguments:
+            if argument.name == name:
+                return argument.default_value
+        raise KeyError(name)
+
+    def node_of(self, name):
+        node = self._nodes.get(name)
+        return node if isinstance(node, torch.fx.Node) else None
+
+    @property
+    def inputs(self):
+        """All tensor arguments, those in lists too."""
+        found = []
+        for arg in self._args.values():
+            for value in arg if isinstance(arg, (list, tuple)) else [arg]:
+                if isinstance(value, Value):
+                    found.append(value)
+        return found
+
+    def axis(self, value, dim):
+        return value.axis(dim, self.network.features) if value.ndim else None
+
+    def new_axis(self, ids):
+        return self.network.features.axis(ids)
+
+    def fresh_axis(self, size):
+        return self.network.features.new_axis(size)
+
+    def unify(self, first, second):
+        """The two axes hold the same features, position by position."""
+        self.network.features.unify(first, second, f"meets an axis that cannot shrink in {self.label}")
+
+    def unify_ids(self, first, second):
+        self.network.features.unify_ids(first, second)
+
+    def pin(self, axis, reason):
+        """The features of this axis never leave, because of ``reason``."""
+        self.network.features.pin(axis, reason)
+
+    def doubt(self, axis):
+        """The op's constants may be written into the user's code: try on a fake copy whether they follow this axis."""
+        if axis is not None:
+            self.network.features.doubts.append((axis, self.label))
+
+    def pin_all(self, reason):
+        for value in self.inputs:
+            for axis in value.all_axes(self.network.features):
+                self.pin(axis, reason)
+
+    def reads(self, value, dim):
+        """The op adds up the positions of this axis, so it loses nothing with a zero."""
+        from .network import Read
+
+        if self.axis(value, dim) is not None:
+            self.network.reads.append(Read(value, dim % value.ndim, self.label))
+
+    def makes(self, axis):
+        """The op writes the features of this axis."""
+        if axis is not None:
+            self.network.makes.append((axis, self.label))
+
+    def output(self, axes, zero=None):
+        """The op's result with these axes. zero(zeros) gives, per dimension, a bool mask of zero positions or None."""
+        meta = self.node.meta["val"]
+        value = Value(meta.shape, meta.dtype, None, axes)
+        self._check(value)
+        self._step((value,), (lambda zeros: [zero(zeros)]) if zero else None)
+        return value
+
+    def outputs(self, all_axes, zero=None):
+        """The same for an op with several results."""
+        metas = self.node.meta["val"]
+        values = [Value(m.shape, m.dtype, None, axes) for m, axes in zip(metas, all_axes, strict=True)]
+        for value in values:
+            self._check(value)
+        self._step(tuple(values), zero)
+        return values
+
+    def fixed(self):
+        """Results of which nothing can leave."""
+        metas = self.node.meta.get("val")
+        single = not isinstance(metas, (list, tuple))
+        values = []
+        for meta in [metas] if single else metas:
+            known = isinstance(meta, torch.Tensor)
+            values.append(Value(meta.shape if known else (), meta.dtype if known else None, None))
+        return values[0] if single else values
+
+    def _step(self, values, zero):
+        from .network import Step
+
+        if zero is not None:
+            self.network.steps.append(Step(values, zero))
+
+    def _check(self, value):
+        for dim, axis in enumerate(value.axes):
+            if axis is not None and len(axis) != value.shape[dim]:
+                raise AssertionError(f"rule of {self.label}: axis {dim} has {len(axis)} features for shape {value.shape}")
+
+
+def argument_names(node):
+    schema = getattr(node.target, "_schema", None)
+    return [a.name for a in schema.arguments] if schema else [str(i) for i in range(len(node.args))]

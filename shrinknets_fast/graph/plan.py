@@ -1,0 +1,127 @@
+"""The plan of one collection: which features leave which hub, and what that makes of every tensor. Changes nothing."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from .verdict import judge
+
+
+@dataclass(frozen=True)
+class HubPlan:
+    """``kept``: positions that stay, in the hub's present order. ``blocked``: dead features that must stay, and why."""
+
+    name: str
+    total: int
+    dead: int
+    kept: torch.Tensor
+    blocked: str
+
+    @property
+    def removed(self):
+        return self.total - len(self.kept)
+
+
+@dataclass(frozen=True)
+class TensorPlan:
+    """``keep``: {dimension: the positions that stay}, ascending."""
+
+    name: str
+    tensor: torch.Tensor
+    keep: dict
+
+    @property
+    def shape(self):
+        return tuple(len(self.keep[d]) if d in self.keep else n for d, n in enumerate(self.tensor.shape))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a collection would remove. ``print(plan)`` is a table; ``bytes_freed`` counts parameters and buffers only."""
+
+    hubs: tuple
+    tensors: tuple
+    gone: torch.Tensor
+    padded: tuple
+
+    def __bool__(self):
+        return bool(self.tensors)
+
+    @property
+    def removed(self):
+        """{hub name: number of features that leave}, hubs that lose some only."""
+        return {hub.name: hub.removed for hub in self.hubs if hub.removed}
+
+    @property
+    def widths(self):
+        """The new sizes in words, for messages."""
+        return ", ".join(f"{hub.name}={len(hub.kept)}" for hub in self.hubs if hub.removed)
+
+    @property
+    def bytes_freed(self):
+        return sum((t.tensor.numel() - math.prod(t.shape)) * t.tensor.element_size() for t in self.tensors)
+
+    def __str__(self):
+        rows = [("hub", "features", "dead", "removed", "left", "note")]
+        for hub in self.hubs:
+            rows.append((hub.name, hub.total, hub.dead, hub.removed, len(hub.kept), hub.blocked))
+        widths = [max(len(str(row[i])) for row in rows) for i in range(5)]
+        lines = ["  ".join(str(c).ljust(w) for c, w in zip(row, [*widths, 0], strict=True)).rstrip() for row in rows]
+        return "\n".join([*lines, f"{len(self.tensors)} tensors change, {self.bytes_freed} bytes are freed"])
+
+
+def make_plan(network, hubs, dead, *, align=1, removal=1.0, generator=None):
+    """Decide what leaves. dead: {id(theta): bool mask}; align, removal: see the collector."""
+    verdict = judge(network, dead)
+    died = dead_features(network, dead)
+    gone = torch.zeros(network.features.count, dtype=torch.bool)
+    hub_plans, padded = [], []
+    for hub in hubs:
+        leave = verdict.removable[hub.ids]
+        chosen = choose(leave, align, removal, generator)
+        if len(hub) and bool(leave.all()):
+            padded.append(hub.name)
+        gone[hub.ids[chosen]] = True
+        blocked = hub.ids[died[hub.ids] & ~leave]
+        reason = verdict.reasons[int(verdict.blame[blocked[0]])] if len(blocked) and int(verdict.blame[blocked[0]]) >= 0 else ""
+        kept = torch.nonzero(~chosen).flatten()
+        hub_plans.append(HubPlan(hub.name, len(hub), int((died[hub.ids] | leave).sum()), kept, reason))
+    return Plan(tuple(hub_plans), tuple(tensor_plans(network, gone)), gone, tuple(padded))
+
+
+def dead_features(network, dead):
+    """Mask over features: dead in some filter."""
+    died = torch.zeros(network.features.count, dtype=torch.bool)
+    for key, mask in dead.items():
+        bound = network.bound.get(key)
+        if bound is not None and bound.value.axes[0] is not None:
+            died[bound.value.axes[0].ids[mask]] = True
+    return died
+
+
+def choose(leave, align, removal, generator):
+    """Of the features that may leave, those that do: a random share, and never so many that the size breaks ``align``."""
+    total, dead = len(leave), int(leave.sum())
+    wanted = math.ceil(dead * removal)
+    left = max(total - wanted, 1)  # a hub never becomes empty: torch mishandles zero channels
+    left = min(-(-left // align) * align, total)
+    if total - left >= dead:
+        return leave
+    candidates = torch.nonzero(leave).flatten()
+    if removal < 1.0:
+        candidates = candidates[torch.randperm(dead, generator=generator)]
+    chosen = torch.zeros_like(leave)
+    # without a random share the last ones leave, so that the padding stays at the front of the dead
+    chosen[candidates[dead - (total - left) :]] = True
+    return chosen
+
+
+def tensor_plans(network, gone):
+    for bound in network.bound.values():
+        keep = {}
+        for dim, axis in enumerate(bound.value.axes):
+            if axis is not None and bool(gone[axis.ids].any()):
+                keep[dim] = torch.nonzero(~gone[axis.ids]).flatten()
+        if keep:
+            yield TensorPlan(bound.names[0], bound.tensor, keep)

@@ -1,0 +1,29 @@
+"""Pooling: each channel on its own; zero in, zero out (padding is zero or minus infinity, which never wins)."""
+
+import torch
+
+from .registry import register_rule
+from .zeros import carried
+
+aten = torch.ops.aten
+
+
+def pooling(spatial):
+    def rule(op):
+        x = op.inputs[0]
+        keep = x.ndim - spatial
+        axes = [op.axis(x, d) if d < keep else None for d in range(x.ndim)]
+        for d in range(keep, x.ndim):
+            op.pin(op.axis(x, d), f"is a spatial axis of {op.label}")
+        if isinstance(op.node.meta["val"], (list, tuple)):
+            zero = carried([x], axes)
+            return op.outputs([axes, axes], lambda zeros: [zero(zeros), [None] * len(axes)])
+        return op.output(axes, carried([x], axes))
+
+    return rule
+
+
+for n in (1, 2, 3):
+    names = (f"max_pool{n}d", f"max_pool{n}d_with_indices", f"avg_pool{n}d")
+    names += (f"adaptive_avg_pool{n}d", f"_adaptive_avg_pool{n}d", f"adaptive_max_pool{n}d")
+    register_rule(*[getattr(aten, name) for name in names if hasattr(aten, name)])(pooling(n))

@@ -1,0 +1,134 @@
+"""Ops that move positions: views, permutations, concatenation. Features keep their values and change their places."""
+
+import torch
+
+from ..op import Value
+from .registry import register_rule
+from .zeros import carried
+
+aten = torch.ops.aten
+
+
+def view_groups(before, after):
+    """Pairs of dimension lists (of the input, of the output) with equal products, left to right."""
+    groups, i, j = [], 0, 0
+    while i < len(before) and j < len(after):
+        left, right, size_left, size_right = [i], [j], before[i], after[j]
+        while size_left != size_right:
+            if size_left < size_right:
+                i += 1
+                left.append(i)
+                size_left *= before[i]
+            else:
+                j += 1
+                right.append(j)
+                size_right *= after[j]
+        groups.append((left, right))
+        i, j = i + 1, j + 1
+    return [*groups, (list(range(i, len(before))), list(range(j, len(after))))]  # what is left over has size 1
+
+
+def regrouped(op, x, left, right, shape):
+    """The output axes of one group of a view; ``right`` are the output's dimensions in it, ``shape`` its whole shape."""
+    axes = {d: op.axis(x, d) for d in left}
+    if len(left) == len(right) == 1:
+        return [axes[left[0]]]
+    featured = [d for d in left if axes[d] is not None and x.shape[d] > 1]
+    if len(featured) != 1:
+        featured = [None]
+    for d in left:
+        if d != featured[0]:
+            op.pin(axes[d], f"is mixed with another axis by {op.label}")
+    if featured[0] is None:
+        return [None] * len(right)
+    whole = axes[featured[0]].ids.reshape([-1 if d == featured[0] else 1 for d in left])
+    places = whole.expand([x.shape[d] for d in left]).reshape([shape[k] for k in right])
+    columns = {k: places.movedim(i, 0).reshape(shape[k], -1) for i, k in enumerate(right) if shape[k] > 1}
+    constant = [k for k, column in columns.items() if bool((column == column[:, :1]).all())]
+    keeper = constant[0] if constant else max(columns)
+    if not constant:
+        # (heads * width) seen as (heads, width): a feature leaves every head or none, so that the view stays a box
+        column = columns[keeper]
+        op.unify_ids(column[:, :1].expand_as(column).reshape(-1), column.reshape(-1))
+    return [op.new_axis(columns[k][:, 0].clone()) if k == keeper else None for k in right]
+
+
+@register_rule(aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.flatten.using_ints)
+@register_rule(aten.unflatten.int, aten.squeeze, aten.squeeze_, aten.unsqueeze, aten.unsqueeze_, aten.view_as, aten.reshape_as)
+def view(op):
+    x = op.inputs[0]
+    shape = tuple(int(size) for size in op.node.meta["val"].shape)
+    axes = [None] * len(shape)
+    if 0 in shape:
+        op.pin_all(f"is empty in {op.label}")
+        return op.output(axes)
+    for left, right in view_groups(x.shape, shape):
+        for k, axis in zip(right, regrouped(op, x, left, right, shape), strict=True):
+            axes[k] = axis
+    return op.output(axes, carried([x], axes))
+
+
+def permuted(op, order):
+    x = op.inputs[0]
+    axes = [op.axis(x, d) for d in order]
+    return op.output(axes, carried([x], axes))
+
+
+@register_rule(aten.permute.default)
+def permute(op):
+    return permuted(op, op["dims"])
+
+
+@register_rule(aten.transpose.int, aten.swapaxes.default, aten.transpose_.default)
+def transpose(op):
+    order = list(range(op.inputs[0].ndim))
+    first, second = op.node.args[1], op.node.args[2]
+    order[first], order[second] = order[second], order[first]
+    return permuted(op, order)
+
+
+@register_rule(aten.t.default, aten.numpy_T.default)
+def t(op):
+    return permuted(op, range(op.inputs[0].ndim)[::-1])
+
+
+@register_rule(aten.expand.default, aten.expand_as.default)
+def expand(op):
+    x, shape = op.inputs[0], op.node.meta["val"].shape
+    new = len(shape) - x.ndim
+    axes = [None] * len(shape)
+    for d in range(x.ndim):
+        if x.shape[d] == shape[new + d]:
+            axes[new + d] = op.axis(x, d)
+        else:
+            op.pin(op.axis(x, d), f"is broadcast in {op.label}")
+    return op.output(axes, carried([x], axes))
+
+
+@register_rule(aten.cat.default, aten.concat.default, aten.concatenate.default)
+def cat(op):
+    parts = [v for v in op.inputs if isinstance(v, Value) and v.shape != (0,)]
+    ndim = parts[0].ndim
+    dim = op["dim"] % ndim
+    axes = []
+    for d in range(ndim):
+        meeting = [op.axis(v, d) for v in parts]
+        if all(axis is None for axis in meeting):
+            axes.append(None)
+        elif d == dim:
+            axes.append(op.new_axis(torch.cat([part_ids(op, v, d) for v in parts])))
+        else:
+            known = next(axis for axis in meeting if axis is not None)
+            for axis in meeting:
+                op.unify(known, axis)
+            axes.append(known if all(axis is not None for axis in meeting) else None)
+    return op.output(axes, carried(parts, axes))
+
+
+def part_ids(op, value, dim):
+    """The features of one part; a part that cannot shrink gets features that never leave."""
+    axis = op.axis(value, dim)
+    if axis is None:
+        axis = op.fresh_axis(value.shape[dim])
+        op.pin(axis, f"cannot shrink where {op.label} joins it")
+    return axis.ids

@@ -1,0 +1,72 @@
+"""From a model to ATen graphs, one for training mode and one for evaluation mode, with every tensor's name."""
+
+import contextlib
+import inspect
+from dataclasses import dataclass
+
+import torch
+
+from ..errors import ShrinkError
+
+
+@dataclass(frozen=True)
+class Traced:
+    """One exported mode. ``tensors`` maps a placeholder's name to (dotted name in the model, the tensor itself)."""
+
+    mode: str
+    graph: torch.fx.Graph
+    tensors: dict
+
+
+@contextlib.contextmanager
+def mode_of(model, training):
+    """All modules in one mode, and each back in its own afterwards."""
+    before = [(module, module.training) for module in model.modules()]
+    try:
+        model.train(training)
+        yield
+    finally:
+        for module, flag in before:
+            module.training = flag
+
+
+def checked_inputs(model, example_inputs, example_kwargs):
+    """(args, kwargs) to call the model with, or an error that shows what its forward expects."""
+    args = (example_inputs,) if isinstance(example_inputs, torch.Tensor) else tuple(example_inputs)
+    kwargs = dict(example_kwargs or {})
+    try:
+        inspect.signature(model.forward).bind(*args, **kwargs)
+    except TypeError as error:
+        raise ShrinkError(f"example_inputs do not fit {type(model).__name__}.forward: {error}") from None
+    return args, kwargs
+
+
+def lookup(model, name):
+    """The parameter or buffer with this dotted name, or None."""
+    path, _, leaf = name.rpartition(".")
+    try:
+        return getattr(model.get_submodule(path), leaf, None)
+    except AttributeError:
+        return None
+
+
+def trace(model, args, kwargs):
+    """Both modes of ``model`` as ATen graphs. Nothing is run on real data and nothing of the model changes."""
+    traced = []
+    for mode in ("train", "eval"):
+        with mode_of(model, mode == "train"), torch.no_grad():
+            try:
+                program = torch.export.export(model, args, kwargs, strict=False)
+            except Exception as error:
+                raise ShrinkError(f"{type(model).__name__} cannot be traced in {mode} mode: {shortened(error)}") from error
+        signature = program.graph_signature
+        names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+        tensors = {placeholder: (name, lookup(model, name)) for placeholder, name in names.items()}
+        traced.append(Traced(mode, program.graph_module.graph, tensors))
+    return traced
+
+
+def shortened(error):
+    """The first lines of torch's message: what and where; the rest is advice for torch's own developers."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2])[:300] or type(error).__name__

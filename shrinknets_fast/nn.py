@@ -1,0 +1,205 @@
+"""Layers that carry a filter. Each subclasses the ``torch.nn`` layer it extends and adds one parameter, ``theta``."""
+
+import math
+
+import torch
+from torch import nn
+
+from . import functional
+from .errors import ShrinkError
+
+__all__ = [
+    "Filter",
+    "FilterBase",
+    "FilteredBatchNorm1d",
+    "FilteredBatchNorm2d",
+    "FilteredBatchNorm3d",
+    "FilteredConv1d",
+    "FilteredConv2d",
+    "FilteredConv3d",
+    "FilteredLinear",
+]
+
+
+class FilterBase:
+    """What all layers with a filter share. ``theta``: Parameter of shape (C,); feature k is dead once theta[k] <= 0."""
+
+    plain = None  # the torch.nn class that this one extends
+    activation = None
+
+    @property
+    def alive(self):
+        """Bool mask of shape (C,). A NaN counts as alive: it is an error to report, never a dead feature."""
+        return ~(self.theta.detach() <= 0)
+
+    def attach_theta(self, num_features, init, theta, **factory):
+        """Create ``theta``, or share the one given."""
+        name = type(self).__name__
+        self.init = checked_init(name, init)
+        self.owns_theta = theta is None
+        if theta is None:
+            self.theta = nn.Parameter(torch.empty(num_features, **factory))
+            self.reset_theta()
+            return
+        if not isinstance(theta, nn.Parameter) or not theta.is_floating_point():
+            raise ShrinkError(f"{name}: theta is {type(theta).__name__}, expected a floating-point nn.Parameter")
+        if tuple(theta.shape) != (num_features,):
+            raise ShrinkError(f"{name}: theta has shape {tuple(theta.shape)}, expected ({num_features},)")
+        self.theta = theta
+
+    @torch.no_grad()
+    def reset_theta(self):
+        """Draw theta anew: U(0, 1] (nothing starts dead), or the constant given as ``init``."""
+        if self.init == "uniform":
+            self.theta.uniform_(0, 1).neg_().add_(1)
+        else:
+            self.theta.fill_(self.init)
+
+    def reset_parameters(self):
+        super().reset_parameters()
+        if "theta" in self._parameters and self.owns_theta:  # torch.nn's constructors call this before theta exists
+            self.reset_theta()
+
+    def extra_repr(self):
+        extra = super().extra_repr()
+        shown = "?" if self.theta.is_meta else int(self.alive.sum())
+        alive = f"alive={shown}/{self.theta.numel()}"
+        activation = f", activation={self.activation!r}" if self.activation else ""
+        return f"{extra}{', ' if extra else ''}{alive}{activation}"
+
+
+def checked_init(name, init):
+    """``init`` if it is "uniform" or a positive number, else an error that names the layer."""
+    if init == "uniform":
+        return init
+    if isinstance(init, (int, float)) and not isinstance(init, bool) and 0 < init < math.inf:
+        return float(init)
+    raise ShrinkError(f"{name}: init is {init!r}, expected 'uniform' or a positive finite number")
+
+
+def checked_activation(name, activation):
+    if activation not in (None, "relu"):
+        raise ShrinkError(f"{name}: activation is {activation!r}, expected None or 'relu'")
+    return activation
+
+
+class Filter(FilterBase, nn.Module):
+    """``Filter(x) = x * max(0, theta)`` along ``dim``; ShrinkNets, equation 1.
+
+    num_features: C; the input has C entries along ``dim`` and any number of dimensions. With ``num_features=1`` one theta
+    gates the whole tensor. A dead feature's output is exactly zero even where its input is NaN or infinite.
+    """
+
+    def __init__(self, num_features, *, dim=1, init="uniform", theta=None, device=None, dtype=None):
+        super().__init__()
+        if not isinstance(num_features, int) or num_features < 1:
+            raise ShrinkError(f"Filter: num_features is {num_features!r}, expected a positive integer")
+        self.dim = dim
+        self.attach_theta(num_features, init, theta, device=device, dtype=dtype)
+
+    def reset_parameters(self):
+        if self.owns_theta:
+            self.reset_theta()
+
+    def forward(self, input):
+        return functional.filter(input, self.theta, self.dim)
+
+    def extra_repr(self):
+        return f"{super().extra_repr()}, dim={self.dim}"
+
+
+class FilteredLinear(FilterBase, nn.Linear):
+    """``act((x W^T + b) * max(0, theta))``: (*, in) to (*, out), as ``nn.Linear``. activation: None or "relu"."""
+
+    plain = nn.Linear
+
+    def __init__(
+        self,
+        in_features,
+        out_features,
+        bias=True,
+        *,
+        activation=None,
+        init="uniform",
+        theta=None,
+        device=None,
+        dtype=None,
+    ):
+        nn.Linear.__init__(self, in_features, out_features, bias, device=device, dtype=dtype)
+        self.activation = checked_activation(type(self).__name__, activation)
+        self.attach_theta(out_features, init, theta, device=device, dtype=dtype)
+
+    def forward(self, input):
+        return functional.filtered_linear(input, self.weight, self.bias, self.theta, activation=self.activation)
+
+
+class _FilteredConv(FilterBase):
+    """``act(conv(x) * max(0, theta))`` with one theta per output channel; arguments as the ``torch.nn`` layer."""
+
+    def __init__(self, in_channels, out_channels, kernel_size, *args, activation=None, init="uniform", theta=None, **kw):
+        super().__init__(in_channels, out_channels, kernel_size, *args, **kw)
+        self.activation = checked_activation(type(self).__name__, activation)
+        self.attach_theta(out_channels, init, theta, device=self.weight.device, dtype=self.weight.dtype)
+
+    def forward(self, input):
+        weight, bias = functional.fold_layer(self.weight, self.bias, self.theta)
+        return functional.activate(self._conv_forward(input, weight, bias), self.activation)
+
+
+class FilteredConv1d(_FilteredConv, nn.Conv1d):
+    __doc__ = _FilteredConv.__doc__
+    plain = nn.Conv1d
+
+
+class FilteredConv2d(_FilteredConv, nn.Conv2d):
+    __doc__ = _FilteredConv.__doc__
+    plain = nn.Conv2d
+
+
+class FilteredConv3d(_FilteredConv, nn.Conv3d):
+    __doc__ = _FilteredConv.__doc__
+    plain = nn.Conv3d
+
+
+class _FilteredBatchNorm(FilterBase):
+    """``batch_norm(x) * max(0, theta)`` with the filter inside the affine pair; arguments as the ``torch.nn`` layer."""
+
+    def __init__(self, num_features, *args, init="uniform", theta=None, device=None, dtype=None, **kw):
+        super().__init__(num_features, *args, device=device, dtype=dtype, **kw)
+        self.attach_theta(num_features, init, theta, device=device, dtype=dtype)
+
+    def forward(self, input):
+        self._check_input_dim(input)
+        momentum = 0.0 if self.momentum is None else self.momentum
+        if self.training and self.track_running_stats and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            if self.momentum is None:  # torch's cumulative moving average
+                momentum = 1.0 / float(self.num_batches_tracked)
+        use_batch = self.training or (self.running_mean is None and self.running_var is None)
+        keep_stats = not self.training or self.track_running_stats
+        return functional.filtered_batch_norm(
+            input,
+            self.running_mean if keep_stats else None,
+            self.running_var if keep_stats else None,
+            self.weight,
+            self.bias,
+            self.theta,
+            training=use_batch,
+            momentum=momentum,
+            eps=self.eps,
+        )
+
+
+class FilteredBatchNorm1d(_FilteredBatchNorm, nn.BatchNorm1d):
+    __doc__ = _FilteredBatchNorm.__doc__
+    plain = nn.BatchNorm1d
+
+
+class FilteredBatchNorm2d(_FilteredBatchNorm, nn.BatchNorm2d):
+    __doc__ = _FilteredBatchNorm.__doc__
+    plain = nn.BatchNorm2d
+
+
+class FilteredBatchNorm3d(_FilteredBatchNorm, nn.BatchNorm3d):
+    __doc__ = _FilteredBatchNorm.__doc__
+    plain = nn.BatchNorm3d

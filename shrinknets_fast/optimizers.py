@@ -1,0 +1,53 @@
+"""What the package needs to know about optimizers: which state belongs to a parameter, and how dead thetas stay dead."""
+
+import torch
+
+from .errors import ShrinkError
+
+REFUSED = ("LBFGS", "SparseAdam")  # one flat history over all parameters; state that is not shaped like a parameter
+
+
+def checked_optimizers(optimizers):
+    """A tuple of the optimizers given (one, or several), or an error that names the one that cannot be followed."""
+    found = (optimizers,) if isinstance(optimizers, torch.optim.Optimizer) else tuple(optimizers)
+    for optimizer in found:
+        name = type(optimizer).__name__
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise ShrinkError(f"optimizers holds a {name}, expected torch.optim.Optimizer instances")
+        if name in REFUSED:
+            raise ShrinkError(f"optimizers holds {name}, whose state is not kept feature by feature; it cannot be shrunk")
+    return found
+
+
+def state_tensors(optimizer, parameter):
+    """{name: tensor} of the optimizer's state that is shaped like ``parameter``; one-element counters are left out."""
+    shaped = {}
+    for name, value in optimizer.state.get(parameter, {}).items():
+        if not isinstance(value, torch.Tensor) or value.dim() == 0:
+            continue
+        if value.shape != parameter.shape:
+            raise ShrinkError(
+                f"{type(optimizer).__name__}: state {name!r} has shape {tuple(value.shape)}, expected the parameter's "
+                f"{tuple(parameter.shape)}; this optimizer's state cannot be shrunk"
+            )
+        shaped[name] = value
+    return shaped
+
+
+def parameters_of(optimizer):
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+@torch.no_grad()
+def bury(optimizer, thetas):
+    """Set every ``theta <= 0`` to exactly 0 and zero its optimizer state, so that nothing moves it again.
+
+    Without this, momentum, Nesterov's look-ahead and coupled weight decay bring dead features back.
+    """
+    wanted = {id(theta) for theta in thetas}
+    for theta in parameters_of(optimizer):
+        if id(theta) in wanted:
+            dead = theta <= 0
+            theta.masked_fill_(dead, 0)
+            for value in state_tensors(optimizer, theta).values():
+                value.masked_fill_(dead, 0)

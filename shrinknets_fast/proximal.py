@@ -1,0 +1,94 @@
+"""The proximal alternative to the penalty's gradient: exact zeros by soft-thresholding theta after each step."""
+
+import math
+
+import torch
+
+from .errors import ShrinkError
+from .filters import thetas
+from .optimizers import bury, checked_optimizers
+
+__all__ = ["ProximalL1"]
+
+
+def _corrected(second_moment, step, beta):
+    return second_moment / (1 - beta ** float(step))
+
+
+def _sgd(state, group):
+    return group["lr"]
+
+
+def _adam(state, group):
+    moment = state["max_exp_avg_sq"] if group["amsgrad"] else state["exp_avg_sq"]
+    return group["lr"] / (_corrected(moment, state["step"], group["betas"][1]).sqrt() + group["eps"])
+
+
+def _rmsprop(state, group):
+    variance = state["square_avg"]
+    if group["centered"]:
+        variance = variance - state["grad_avg"].square()
+    return group["lr"] / (variance.sqrt() + group["eps"])
+
+
+def _adagrad(state, group):
+    rate = group["lr"] / (1 + (float(state["step"]) - 1) * group["lr_decay"])
+    return rate / (state["sum"].sqrt() + group["eps"])
+
+
+STEP_SIZES = {
+    torch.optim.SGD: _sgd,
+    torch.optim.Adam: _adam,
+    torch.optim.AdamW: _adam,
+    torch.optim.RMSprop: _rmsprop,
+    torch.optim.Adagrad: _adagrad,
+}
+
+
+class ProximalL1:
+    """Soft-threshold every theta after each ``optimizer.step()``: ``theta = max(0, theta - step * lam)``.
+
+    ``step`` is the step size that each coordinate really took: ``lr`` for SGD, ``lr / (sqrt(v) + eps)`` for the adaptive
+    optimizers, with their bias correction; that is the proximal operator of ``lam * sum max(0, theta)`` in the optimizer's
+    own metric. Use it instead of adding ``lam * penalty(model)`` to the loss. Attaches to the real optimizer, and buries the
+    dead as the collector does.
+
+    optimizer: SGD, Adam, AdamW, RMSprop or Adagrad; model: thetas are looked up at each step; lam: at least 0, may be changed.
+    """
+
+    def __init__(self, optimizer, model, lam):
+        checked_optimizers(optimizer)
+        if type(optimizer) not in STEP_SIZES:
+            known = ", ".join(kind.__name__ for kind in STEP_SIZES)
+            raise ShrinkError(f"ProximalL1: optimizer is {type(optimizer).__name__}, expected one of {known}")
+        self.lam = checked_lam(lam)
+        self._model = model
+        self._handle = optimizer.register_step_post_hook(self._after_step)
+
+    @torch.no_grad()
+    def _after_step(self, optimizer, args, kwargs):
+        filters = {id(theta): theta for theta in thetas(self._model).values()}
+        step_size = STEP_SIZES[type(optimizer)]
+        lam = checked_lam(self.lam)
+        for group in optimizer.param_groups:
+            for theta in group["params"]:
+                if id(theta) in filters and theta.grad is not None:
+                    step = step_size(optimizer.state.get(theta, {}), group)
+                    theta.sub_((step * lam) * (theta > 0)).clamp_(min=0)
+        bury(optimizer, filters.values())
+
+    def remove(self):
+        """Detach from the optimizer."""
+        self._handle.remove()
+
+    def state_dict(self):
+        return {"lam": self.lam}
+
+    def load_state_dict(self, state):
+        self.lam = checked_lam(state["lam"])
+
+
+def checked_lam(lam):
+    if isinstance(lam, bool) or not isinstance(lam, (int, float)) or not 0 <= lam < math.inf:
+        raise ShrinkError(f"ProximalL1: lam is {lam!r}, expected a finite number of at least 0")
+    return float(lam)

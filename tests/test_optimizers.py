@@ -1,0 +1,117 @@
+"""Dead stays dead, under every optimizer's memory."""
+
+import pytest
+import torch
+from networks import mlp
+
+import shrinknets_fast as sn
+from shrinknets_fast.optimizers import bury, state_tensors
+
+OPTIMIZERS = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=0.01),
+    "nesterov": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, nesterov=True, weight_decay=0.01),
+    "adam": lambda p: torch.optim.Adam(p, lr=0.01, weight_decay=0.01),
+    "adam_amsgrad": lambda p: torch.optim.Adam(p, lr=0.01, amsgrad=True),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.003, momentum=0.9, centered=True, weight_decay=0.01),
+    "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.05, weight_decay=0.01),
+}
+
+
+def train(model, optimizer, steps, lam=0.01, after=lambda: None, seed=0, schedule=None):
+    """A regression on fixed random data; returns the losses."""
+    generator = torch.Generator().manual_seed(seed)
+    dtype = next(model.parameters()).dtype
+    x = torch.randn(64, 16, generator=generator, dtype=dtype)
+    y = torch.randn(64, 4, generator=generator, dtype=dtype)
+    losses = []
+    for _ in range(steps):
+        pick = torch.randint(0, 64, (16,), generator=generator)
+        loss = (model(x[pick]) - y[pick]).square().mean() + lam * sn.penalty(model)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if schedule is not None:
+            schedule.step()
+        losses.append(float(loss.detach()))
+        after()
+    return losses
+
+
+def warm_up(optimizer):
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / 200))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_no_feature_revives_in_2000_steps(name):
+    torch.manual_seed(0)
+    model = mlp(width=24, depth=1, dtype=torch.float32)
+    optimizer = OPTIMIZERS[name](model.parameters())
+    sn.GarbageCollector(model, torch.randn(4, 16), optimizers=optimizer)  # never asked to collect: its hook is what counts
+    died = torch.zeros(24, dtype=torch.bool)
+    revived = []
+
+    def look():
+        alive = model[0].alive
+        revived.append(bool((alive & died).any()))
+        died.logical_or_(~alive)
+
+    train(model, optimizer, 2000, lam=0.02, after=look, schedule=warm_up(optimizer))
+    assert not any(revived)
+    assert 0 < int(died.sum())
+    assert (model[0].theta[died] == 0).all()
+
+
+def test_momentum_revives_features_where_nothing_is_registered():
+    """The hook's reason: without it the same run brings dead features back."""
+    torch.manual_seed(0)
+    model = mlp(width=24, depth=1, dtype=torch.float32)
+    optimizer = OPTIMIZERS["adam"](model.parameters())
+    died, revived = torch.zeros(24, dtype=torch.bool), []
+
+    def look():
+        revived.append(bool((model[0].alive & died).any()))
+        died.logical_or_(~model[0].alive)
+
+    train(model, optimizer, 500, lam=0.02, after=look, schedule=warm_up(optimizer))
+    assert any(revived)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_bury_zeroes_theta_and_its_state_only_where_dead(name):
+    model = mlp(depth=1)
+    optimizer = OPTIMIZERS[name](model.parameters())
+    train(model, optimizer, 3)
+    theta = model[0].theta
+    with torch.no_grad():
+        theta[:5] = -0.3
+    live = theta.detach()[5:].clone()
+    state = {k: v.clone() for k, v in state_tensors(optimizer, theta).items()}
+    weights = {k: v.clone() for k, v in state_tensors(optimizer, model[0].weight).items()}
+    assert state and all((v[5:] != 0).any() for v in state.values())
+    bury(optimizer, [theta])
+    assert (theta[:5] == 0).all() and torch.equal(theta[5:], live)
+    for k, v in state_tensors(optimizer, theta).items():
+        assert (v[:5] == 0).all() and torch.equal(v[5:], state[k][5:])
+    assert all(torch.equal(v, weights[k]) for k, v in state_tensors(optimizer, model[0].weight).items())
+
+
+def test_a_nan_theta_is_not_buried():
+    model = mlp(depth=1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with torch.no_grad():
+        model[0].theta[0] = float("nan")
+    bury(optimizer, [model[0].theta])
+    assert model[0].theta[0].isnan()
+
+
+@pytest.mark.parametrize("kind", [torch.optim.LBFGS, torch.optim.SparseAdam])
+def test_optimizers_that_cannot_be_followed_are_refused(kind):
+    model = mlp()
+    with pytest.raises(sn.ShrinkError, match=kind.__name__):
+        sn.GarbageCollector(model, torch.randn(2, 16, dtype=torch.float64), optimizers=[kind(list(model.parameters()))])
+
+
+def test_something_else_than_an_optimizer_is_named():
+    with pytest.raises(sn.ShrinkError, match="optimizers holds a Linear"):
+        sn.GarbageCollector(mlp(), torch.randn(2, 16, dtype=torch.float64), optimizers=[torch.nn.Linear(2, 2)])
