@@ -3,6 +3,7 @@
 import time
 import warnings
 import weakref
+from collections import OrderedDict
 from dataclasses import dataclass
 
 import torch
@@ -77,7 +78,7 @@ class GarbageCollector:
         self._network, self._hubs, self._rehearsal = build(model, args, kwargs, names)
         self._steps = 0
         self._seen = {}  # id(theta) -> dead features at the last plan
-        self._callbacks = {}
+        self._callbacks = OrderedDict()
         self._hooks = [o.register_step_post_hook(self._after_step) for o in self.optimizers]
         self._hooks += [o.register_step_pre_hook(self._before_step) for o in self.optimizers]
         _examples[model] = (self._rehearsal.args, self._rehearsal.kwargs)

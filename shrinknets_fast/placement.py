@@ -87,11 +87,15 @@ def places(model, network, exclude):
 
 
 def can_hold(module):
-    """A layer with a filtered twin, or a stateless module of torch.nn to put a filter behind."""
-    if module is None or type(module) in FILTERED:
-        return module is not None
-    stateless = not list(module.children()) and not list(module.parameters()) and not list(module.buffers())
-    return stateless and type(module).__module__.startswith("torch.nn.modules.activation")
+    """A layer with a filtered twin, or one of torch.nn's activations with f(0) != 0, to put a filter behind."""
+    if type(module) in FILTERED:
+        return True
+    if not type(module).__module__.startswith("torch.nn.modules.activation") or list(module.parameters()):
+        return False
+    if isinstance(module, nn.MultiheadAttention):
+        return False
+    with torch.no_grad():
+        return bool((module(torch.zeros(2, 2)) != 0).any())
 
 
 def feature_dim(module, outputs):

@@ -1,0 +1,56 @@
+import pytest
+import torch
+from networks import conv_net, kill, relative
+
+import shrinknets_fast as sn
+
+X = torch.randn(4, 1, 14, 14, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+def shrunk():
+    model = conv_net()
+    model(X)
+    kill(model)
+    sn.GarbageCollector(model, X).collect()
+    return model.eval()
+
+
+def test_a_shrunk_checkpoint_loads_into_a_fresh_model(tmp_path):
+    model = shrunk()
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    fresh = conv_net().eval()
+    identities = [id(p) for p in fresh.parameters()]
+    sn.load_state_dict(fresh, torch.load(tmp_path / "model.pt", weights_only=True))
+    assert relative(fresh(X), model(X)) < 1e-14
+    assert identities == [id(p) for p in fresh.parameters()]
+    assert fresh[4].in_features == model[4].in_features == 8 * 16
+    optimizer = torch.optim.Adam(fresh.parameters())
+    gc = sn.GarbageCollector(fresh.train(), X, optimizers=optimizer)
+    fresh(X).sum().backward()
+    optimizer.step()
+    kill(fresh)
+    assert gc.collect().removed
+
+
+def test_a_checkpoint_holds_live_bytes_only(tmp_path):
+    torch.save(conv_net().state_dict(), tmp_path / "full.pt")
+    torch.save(shrunk().state_dict(), tmp_path / "shrunk.pt")
+    assert (tmp_path / "shrunk.pt").stat().st_size < 0.6 * (tmp_path / "full.pt").stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda s: s.pop("4.theta"), r"missing \['4.theta'\]"),
+        (lambda s: s.update(extra=torch.ones(1)), r"unexpected \['extra'\]"),
+        (lambda s: s.update({"4.bias": torch.ones(99)}), r"4.bias has shape \(99,\), expected at most \(40,\)"),
+        (lambda s: s.update({"4.bias": torch.ones(2, 2)}), r"4.bias has shape \(2, 2\)"),
+    ],
+)
+def test_what_does_not_fit_changes_nothing(change, words):
+    state, fresh = shrunk().state_dict(), conv_net()
+    change(state)
+    before = {k: v.clone() for k, v in fresh.state_dict().items()}
+    with pytest.raises(sn.ShrinkError, match=words):
+        sn.load_state_dict(fresh, state)
+    assert all(torch.equal(v, before[k]) for k, v in fresh.state_dict().items())

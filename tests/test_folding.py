@@ -1,0 +1,98 @@
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+from networks import conv_net, kill, mlp, relative
+from torch import nn
+
+import shrinknets_fast as sn
+
+X = torch.randn(6, 1, 14, 14, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+def trained():
+    model = conv_net()
+    for _ in range(3):
+        model(torch.randn_like(X))
+    kill(model)
+    return model
+
+
+def test_fold_filters_is_a_plain_and_smaller_copy_with_the_same_output():
+    model = trained()
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    model.eval()
+    plain = sn.fold_filters(model, X)
+    assert relative(plain(X), model(X)) < 1e-12
+    assert all(type(m).__module__.startswith("torch") for m in plain.modules())
+    assert plain[4][0].in_features == 8 * 16 and plain[4][0].out_features == 24
+    assert not any("theta" in name for name in plain.state_dict())
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+    assert model[4].out_features == 40 and not plain.training
+
+
+def test_a_pickled_plain_model_needs_no_package(tmp_path):
+    model = trained().eval()
+    torch.save(sn.fold_filters(model, X), tmp_path / "plain.pt")
+    torch.save((X, model(X).detach()), tmp_path / "data.pt")
+    code = (
+        "import sys; sys.modules['shrinknets_fast'] = None; import torch;"
+        f"m = torch.load(r'{tmp_path / 'plain.pt'}', weights_only=False);"
+        f"x, y = torch.load(r'{tmp_path / 'data.pt'}'); d = (m(x) - y).abs().max().item();"
+        "assert d < 1e-10, d"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_example_inputs_are_known_from_a_collector_or_asked_for():
+    model = trained()
+    with pytest.raises(sn.ShrinkError, match="pass example_inputs"):
+        sn.fold_filters(model)
+    sn.GarbageCollector(model, X)
+    assert sn.fold_filters(model)[4][0].out_features == 24
+    untouched = mlp()  # nothing dead: nothing to trace
+    x = torch.randn(3, 16, dtype=torch.float64)
+    assert relative(sn.fold_filters(untouched)(x), untouched(x)) < 1e-13
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_batch_norm_with_and_without_affine_parameters(affine):
+    model = nn.Sequential(sn.FilteredBatchNorm1d(6, affine=affine), nn.Linear(6, 2)).double()
+    x = torch.randn(9, 6, dtype=torch.float64)
+    model(x)
+    model.eval()
+    plain = sn.fold_filters(model)
+    assert type(plain[0]) is nn.BatchNorm1d and relative(plain(x), model(x)) < 1e-13
+
+
+def test_a_gate_and_a_filter_along_another_dimension():
+    model = nn.Sequential(nn.Conv1d(2, 5, 1), sn.Filter(7, dim=-1), sn.Filter(1)).double()
+    x = torch.randn(3, 2, 7, dtype=torch.float64)
+    plain = sn.fold_filters(model)
+    assert relative(plain(x), model(x)) < 1e-13
+    assert relative(pickle.loads(pickle.dumps(plain))(x), model(x)) < 1e-13
+
+
+def test_the_root_may_be_a_filtered_layer():
+    layer = sn.FilteredLinear(4, 3, activation="relu").double()
+    x = torch.randn(5, 4, dtype=torch.float64)
+    plain = sn.fold_filters(layer)
+    assert type(plain) is nn.Sequential and torch.allclose(plain(x), layer(x))
+
+
+def test_tied_weights_are_folded_apart():
+    a, b = sn.FilteredLinear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+    b.weight = a.weight
+    model = nn.Sequential(a, b).double()
+    x = torch.randn(5, 4, dtype=torch.float64)
+    assert relative(sn.fold_filters(model)(x), model(x)) < 1e-13
+
+
+def test_a_shared_layer_is_folded_once():
+    layer = sn.FilteredLinear(4, 4, activation="relu").double()
+    model = nn.Sequential(layer, nn.Sequential(layer))
+    x = torch.randn(5, 4, dtype=torch.float64)
+    plain = sn.fold_filters(model)
+    assert plain[0] is plain[1][0] and torch.allclose(plain(x), model(x))
