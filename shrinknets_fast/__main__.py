@@ -1,0 +1,61 @@
+"""The command line: ``python -m shrinknets_fast train ...`` and ``python -m shrinknets_fast info``."""
+
+import sys
+
+import torch
+
+from .errors import ShrinkError
+from .training.arguments import DESCRIPTION, EPILOG, Parser, add_arguments, join_negative_values
+from .training.versions import versions
+
+PROGRAM = "python -m shrinknets_fast"
+
+
+def parser():
+    top = Parser(prog=PROGRAM, description="Networks that find their own size while they train.")
+    commands = top.add_subparsers(dest="command", required=True, metavar="{train,info}")
+    train = commands.add_parser("train", description=DESCRIPTION, epilog=EPILOG, help="train a network that shrinks")
+    add_arguments(train)
+    commands.add_parser("info", help="print versions, devices and how this installation was built")
+    return top
+
+
+def info(arguments):
+    """Everything a bug report needs."""
+    from ._build_info import build_info
+
+    for name, value in versions().items():
+        print(f"{name:<16} {value or 'not installed'}")
+    for name, value in dict(build_info()).items():
+        print(f"{name:<16} {value}")
+    print(f"{'threads':<16} {torch.get_num_threads()}")
+    for index in range(torch.cuda.device_count()):
+        major, minor = torch.cuda.get_device_capability(index)
+        print(f"{f'cuda:{index}':<16} {torch.cuda.get_device_name(index)}, compute capability {major}.{minor}")
+    for path in sorted(torch.ops.loaded_libraries):
+        print(f"{'library':<16} {path}")
+    return 0
+
+
+def train(arguments):
+    from .training.command import train  # tqdm, matplotlib and the data sets are only needed here
+
+    return train(arguments)
+
+
+def main(argv=None):
+    """The exit status: 0, 2 for bad input, 130 after Ctrl-C."""
+    arguments = parser().parse_args(join_negative_values(sys.argv[1:] if argv is None else argv))
+    command = vars(arguments).pop("command")
+    try:
+        return {"train": train, "info": info}[command](arguments)
+    except ShrinkError as error:
+        print(f"{PROGRAM} {command}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{PROGRAM} {command}: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
