@@ -1,0 +1,55 @@
+# Every target works on its own on a machine with python3 (3.11 or newer) with venv, g++ and make; nvcc is optional.
+# Overridable: PYTHON, VENV, PIP (e.g. PIP="... --index-url ..."), TORCH (e.g. TORCH=torch==2.11.0), OUT.
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch torchvision
+OUT ?= runs/demo
+
+BIN := $(abspath $(VENV))/bin
+PIP ?= $(BIN)/python -m pip --disable-pip-version-check
+export PATH := $(BIN):$(PATH)
+
+# Folders too: a deleted or renamed source changes their time.
+SOURCES := setup.py CMakeLists.txt $(shell find csrc 2>/dev/null)
+CPP := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null)
+# pip's cmake and ninja only where the machine has none
+TOOLS = $(shell command -v cmake >/dev/null || echo cmake) $(shell command -v ninja >/dev/null || echo ninja)
+
+BUILD_REQUIRES = import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['build-system']['requires'])
+
+.PHONY: demo test test-full lint build clean
+demo: build
+	$(BIN)/python -m shrinknets_fast train --data digits --out $(OUT)
+	@echo "demo: look at $(OUT)/history.png; the small network is $(OUT)/plain.pt2"
+
+test: lint
+	$(BIN)/python -m pytest -n auto -m "not slow" tests
+	@echo "test: all passed; what takes longer is in 'make test-full'"
+
+test-full: lint
+	$(BIN)/python -m pytest -n auto tests
+	@echo "test-full: all passed, the slow ones too"
+
+lint: build
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@if command -v clang-format >/dev/null && [ -n "$(CPP)" ]; then \
+		clang-format --dry-run -Werror $(CPP); else echo "lint: clang-format skipped"; fi
+	@echo "lint: clean"
+
+build: $(VENV)/.built
+
+clean:
+	rm -rf $(VENV) build dist runs *.egg-info shrinknets_fast/*.so .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.torch: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install -q $(TORCH) $(TOOLS) $$($(BIN)/python -c "$(BUILD_REQUIRES)")
+	touch $@
+
+$(VENV)/.built: $(VENV)/.torch $(SOURCES)
+	$(PIP) install -q --no-build-isolation -e '.[demo,dev]'
+	@echo "built: '$(BIN)/python -m shrinknets_fast info' says how"
+	touch $@
