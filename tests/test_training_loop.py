@@ -97,10 +97,10 @@ def test_nan_in_theta_stops_training_and_keeps_the_last_good_checkpoint(tmp_path
 
     monkeypatch.setattr(loop.Trainer, "step", step)
     out = tmp_path / "run"
-    assert main(["train", *QUICK, *collect, "--out", str(out)]) == 2
+    assert main(["train", *QUICK, "--epochs", "9", *collect, "--out", str(out)]) == 2
     message = capsys.readouterr().err.rstrip("\n").splitlines()[-1]
     assert message.startswith("python -m shrinknets_fast train: error: training stopped in epoch 3")
-    assert "nan" in message and str(out / "last.pt") in message
+    assert "hidden2.theta" in message and "nan" in message and str(out / "last.pt") in message
     assert sorted(path.name for path in out.iterdir()) == ["history.jsonl", "last.pt"]
     last = torch.load(out / "last.pt", weights_only=True)
     assert last["epoch"] == 2

@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from .. import GarbageCollector, ProximalL1, features, param_groups, penalty
+from ..filters import thetas
 from .history import History
 from .refusal import Refusal
 
@@ -50,7 +51,7 @@ class Trainer:
             self.one_epoch(progress, interrupt)
             self.seconds = time.perf_counter() - begin
             self.history.end_epoch(self)
-            self.refuse_non_finite()
+            self.refuse_non_finite(self.history.rows[-1]["loss"])
             progress.show_epoch(self.history.rows[-1])
             save()
             if interrupt:
@@ -68,7 +69,7 @@ class Trainer:
             logits, loss = self.step(data.images[batch], labels)
             if progress.due():
                 progress.show(loss, logits, labels, self.model)
-                self.refuse_non_finite(loss)
+                self.refuse_non_finite(loss.item())
             if interrupt:
                 return
 
@@ -90,14 +91,13 @@ class Trainer:
         if collection is not None and any(collection.removed.values()):
             self.history.collected(self, collection)
 
-    def refuse_non_finite(self, loss=None):
+    def refuse_non_finite(self, loss):
         """Raise before a checkpoint of a broken model could replace a good one."""
-        loss = self.history.rows[-1]["loss"] if loss is None else float(loss)
+        broken = [name for name, theta in thetas(self.model).items() if not theta.isfinite().all()]
         if not math.isfinite(loss):
-            raise Refusal(f"the loss is {loss} with --lr {self.arguments.lr}")
-        for name, value in self.model.named_parameters():
-            if name.endswith("theta") and not bool(value.isfinite().all()):
-                raise Refusal(f"{name} is not finite with --lr {self.arguments.lr}")
+            broken.append("the loss")
+        if broken:
+            raise Refusal(f"{' and '.join(broken)} became nan or infinite with --lr {self.arguments.lr}")
 
     @torch.no_grad()
     def evaluate(self, chunk=1000):
