@@ -1,0 +1,71 @@
+// What every CUDA kernel of the package uses.
+#pragma once
+
+#include <cuda_runtime.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/macros.h>
+#include <torch/headeronly/util/shim_utils.h>
+
+#include <algorithm>
+#include <cstdint>
+
+#include "../checks.h"
+
+namespace shrinknets {
+
+constexpr int kThreads = 256;
+constexpr int kWarp = 32;
+constexpr unsigned kFullMask = 0xffffffffu;
+
+inline cudaStream_t current_stream(const Tensor& t) {
+  void* stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
+  return static_cast<cudaStream_t>(stream);
+}
+
+inline int64_t ceil_div(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
+
+// Blocks of a grid-stride loop: enough to fill any present GPU several times over, few enough to start quickly.
+inline unsigned grid_for(int64_t work) {
+  return static_cast<unsigned>(std::clamp<int64_t>(ceil_div(work, kThreads), 1, 4096));
+}
+
+template <typename acc>
+__device__ __forceinline__ acc warp_sum(acc value) {
+  for (int step = kWarp / 2; step > 0; step /= 2) {
+    value += __shfl_down_sync(kFullMask, value, step);
+  }
+  return value;
+}
+
+// The sum over a block of kThreads threads, valid in thread 0; always in the same order.
+template <typename acc>
+__device__ __forceinline__ acc block_sum(acc value) {
+  __shared__ acc partial[kThreads / kWarp];
+  value = warp_sum(value);
+  if (threadIdx.x % kWarp == 0) {
+    partial[threadIdx.x / kWarp] = value;
+  }
+  __syncthreads();
+  if (threadIdx.x < kWarp) {
+    value = warp_sum(threadIdx.x < kThreads / kWarp ? partial[threadIdx.x] : acc(0));
+  }
+  __syncthreads(); // the caller may come again
+  return value;
+}
+
+// V neighbouring elements moved as one load or store.
+template <typename T, int V>
+struct alignas(sizeof(T) * V) Pack {
+  T value[V];
+};
+
+template <typename T>
+bool aligned_for(const T* pointer, int v) {
+  return reinterpret_cast<uintptr_t>(pointer) % (sizeof(T) * v) == 0;
+}
+
+} // namespace shrinknets

@@ -1,0 +1,217 @@
+// filter on CUDA: memory order; the backward reads the gradient and the input once, then adds up a few partial sums.
+#include "../filter.h"
+#include "common.cuh"
+
+#include <tuple>
+
+namespace shrinknets {
+namespace {
+
+constexpr int64_t kShort = 32; // below this, runs of one feature are too short for a warp
+constexpr int kTileRows = kThreads / kWarp;
+
+// y = x s, V neighbouring elements at a time; all of a pack lie in one run, or a run is one element.
+template <typename T, int V>
+__global__ void filter_kernel(Blocks blocks, const T* x, T* y, Vector theta) {
+  using acc = acc_t<T>;
+  const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x * V;
+  for (int64_t i = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * V; i < blocks.numel(); i += step) {
+    const int64_t first = (i / blocks.inner) % blocks.features;
+    const Pack<T, V> in = *reinterpret_cast<const Pack<T, V>*>(x + i);
+    Pack<T, V> out;
+    acc s = scale_of<acc>(theta, first);
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+      if (v > 0 && blocks.inner == 1) {
+        s = scale_of<acc>(theta, first + v);
+      }
+      out.value[v] = static_cast<T>(scaled(static_cast<acc>(in.value[v]), s));
+    }
+    *reinterpret_cast<Pack<T, V>*>(y + i) = out;
+  }
+}
+
+// Long runs: block (c, part) takes a share of feature c's elements; partial[part][c] is its sum.
+template <typename G, typename T>
+__global__ void runs_backward_kernel(Blocks blocks, const G* grad, const T* x, T* dx, Vector theta, acc_t<T>* partial) {
+  using acc = acc_t<T>;
+  const int64_t c = blockIdx.x;
+  const acc s = scale_of<acc>(theta, c);
+  const int64_t count = blocks.outer * blocks.inner;
+  const int64_t share = (count + gridDim.y - 1) / gridDim.y;
+  const int64_t begin = share * blockIdx.y;
+  const int64_t end = begin + share < count ? begin + share : count;
+  acc sum = 0;
+  for (int64_t j = begin + threadIdx.x; j < end; j += kThreads) {
+    const int64_t o = j / blocks.inner;
+    const int64_t i = (o * blocks.features + c) * blocks.inner + (j - o * blocks.inner);
+    const acc g = static_cast<acc>(grad[i]);
+    sum += g * static_cast<acc>(x[i]);
+    dx[i] = static_cast<T>(scaled(g, s));
+  }
+  sum = block_sum(sum);
+  if (threadIdx.x == 0) {
+    partial[blockIdx.y * blocks.features + c] = sum;
+  }
+}
+
+// Short runs: x is a matrix of `outer` rows and features * inner columns; a block takes 32 columns of a share of the rows.
+template <typename G, typename T>
+__global__ void columns_backward_kernel(Blocks blocks, const G* grad, const T* x, T* dx, Vector theta, acc_t<T>* partial) {
+  using acc = acc_t<T>;
+  __shared__ acc sums[kTileRows][kWarp];
+  const int lane = threadIdx.x % kWarp, tile_row = threadIdx.x / kWarp;
+  const int64_t columns = blocks.features * blocks.inner;
+  const int64_t column = static_cast<int64_t>(blockIdx.x) * kWarp + lane;
+  const int64_t share = (blocks.outer + gridDim.y - 1) / gridDim.y;
+  const int64_t begin = share * blockIdx.y;
+  const int64_t end = begin + share < blocks.outer ? begin + share : blocks.outer;
+  acc sum = 0;
+  if (column < columns) {
+    const acc s = scale_of<acc>(theta, column / blocks.inner);
+    for (int64_t row = begin + tile_row; row < end; row += kTileRows) {
+      const int64_t i = row * columns + column;
+      const acc g = static_cast<acc>(grad[i]);
+      sum += g * static_cast<acc>(x[i]);
+      dx[i] = static_cast<T>(scaled(g, s));
+    }
+  }
+  sums[tile_row][lane] = sum;
+  __syncthreads();
+  if (tile_row == 0 && column < columns) {
+    for (int r = 1; r < kTileRows; ++r) {
+      sum += sums[r][lane];
+    }
+    partial[blockIdx.y * columns + column] = sum;
+  }
+}
+
+// dtheta[c] = sum of partial[part][c * width + k] over part and k; a warp per feature, always in the same order.
+template <typename acc>
+__global__ void reduce_partial_kernel(
+    int64_t features,
+    int64_t width,
+    int64_t parts,
+    const acc* partial,
+    Vector theta,
+    Vector dtheta) {
+  const int64_t c = static_cast<int64_t>(blockIdx.x) * kTileRows + threadIdx.x / kWarp;
+  if (c >= features) {
+    return; // whole warps leave together
+  }
+  acc sum = 0;
+  for (int64_t j = threadIdx.x % kWarp; j < parts * width; j += kWarp) {
+    sum += partial[(j / width) * features * width + c * width + j % width];
+  }
+  sum = warp_sum(sum);
+  if (threadIdx.x % kWarp == 0) {
+    dtheta.set<acc>(c, scale_of<acc>(theta, c) == acc(0) ? acc(0) : sum);
+  }
+}
+
+template <typename T>
+void launch_filter(const Blocks& blocks, const T* x, T* y, Vector theta, cudaStream_t stream) {
+  constexpr int V = 4;
+  const int64_t unit = blocks.inner == 1 ? blocks.features : blocks.inner;
+  if (unit % V == 0 && aligned_for(x, V) && aligned_for(y, V)) {
+    filter_kernel<T, V><<<grid_for(blocks.numel() / V), kThreads, 0, stream>>>(blocks, x, y, theta);
+  } else {
+    filter_kernel<T, 1><<<grid_for(blocks.numel()), kThreads, 0, stream>>>(blocks, x, y, theta);
+  }
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+// Shares of about 16384 elements per block, at most 1024 of them (gridDim.y, and the second pass stays small).
+int64_t parts_for(int64_t elements_per_lane_group) {
+  return std::clamp<int64_t>(ceil_div(elements_per_lane_group, 16384), 1, 1024);
+}
+
+template <typename G, typename T>
+void launch_filter_backward(
+    const Blocks& blocks,
+    const G* grad,
+    const T* x,
+    T* dx,
+    Vector theta,
+    Vector dtheta,
+    const Tensor& like,
+    cudaStream_t stream) {
+  using acc = acc_t<T>;
+  const bool runs = blocks.inner >= kShort;
+  const int64_t width = runs ? 1 : blocks.inner;
+  const int64_t columns = blocks.features * width;
+  const int64_t parts = runs ? parts_for(blocks.outer * blocks.inner) : parts_for(blocks.outer * kWarp);
+  const ScalarType type = std::is_same_v<acc, double> ? ScalarType::Double : ScalarType::Float;
+  Tensor scratch = empty_vector(like, parts * columns, type);
+  acc* partial = static_cast<acc*>(scratch.data_ptr());
+  const unsigned across = static_cast<unsigned>(runs ? blocks.features : ceil_div(columns, kWarp));
+  const dim3 grid(across, static_cast<unsigned>(parts));
+  if (runs) {
+    runs_backward_kernel<G, T><<<grid, kThreads, 0, stream>>>(blocks, grad, x, dx, theta, partial);
+  } else {
+    columns_backward_kernel<G, T><<<grid, kThreads, 0, stream>>>(blocks, grad, x, dx, theta, partial);
+  }
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  const unsigned blocks_of_features = static_cast<unsigned>(ceil_div(blocks.features, kTileRows));
+  reduce_partial_kernel<acc>
+      <<<blocks_of_features, kThreads, 0, stream>>>(blocks.features, width, parts, partial, theta, dtheta);
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+Tensor filter(Tensor x, Tensor theta, int64_t dim) {
+  dim = check_filter("filter", x, theta, dim);
+  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
+  Tensor y = empty_like(x, x.scalar_type());
+  if (x.numel() == 0) {
+    return y;
+  }
+  const Tensor from = laid_out_as(x, y);
+  const Blocks blocks = make_blocks(y, theta, dim);
+  const Tensor values = torch::stable::contiguous(theta);
+  const cudaStream_t stream = current_stream(x);
+  dispatch(x.scalar_type(), [&](auto t) {
+    using T = typename decltype(t)::type;
+    launch_filter<T>(
+        blocks, static_cast<const T*>(from.data_ptr()), static_cast<T*>(y.data_ptr()), Vector(values), stream);
+  });
+  return y;
+}
+
+std::tuple<Tensor, Tensor> filter_backward(Tensor grad, Tensor x, Tensor theta, int64_t dim) {
+  dim = check_filter_backward(grad, x, theta, dim);
+  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
+  Tensor dx = empty_like(x, x.scalar_type());
+  Tensor dtheta = empty_vector(theta, theta.numel(), theta.scalar_type());
+  if (x.numel() == 0) {
+    return {dx, torch::stable::zero_(dtheta)};
+  }
+  const Tensor from = laid_out_as(x, dx), upstream = laid_out_as(grad, dx);
+  const Blocks blocks = make_blocks(dx, theta, dim);
+  const Tensor values = torch::stable::contiguous(theta);
+  const cudaStream_t stream = current_stream(x);
+  dispatch(grad.scalar_type(), [&](auto g) {
+    dispatch(x.scalar_type(), [&](auto t) {
+      using G = typename decltype(g)::type;
+      using T = typename decltype(t)::type;
+      launch_filter_backward<G, T>(
+          blocks,
+          static_cast<const G*>(upstream.data_ptr()),
+          static_cast<const T*>(from.data_ptr()),
+          static_cast<T*>(dx.data_ptr()),
+          Vector(values),
+          Vector(dtheta),
+          theta,
+          stream);
+    });
+  });
+  return {dx, dtheta};
+}
+
+} // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(shrinknets_fast, CUDA, m) {
+  m.impl("filter", TORCH_BOX(&filter));
+  m.impl("filter_backward", TORCH_BOX(&filter_backward));
+}
+
+} // namespace shrinknets

@@ -1,0 +1,85 @@
+// The arguments of filter and filter_backward, checked once for both devices, and how a tensor is laid out for them.
+#pragma once
+
+#include "scalar.h"
+#include "tensors.h"
+
+#include <algorithm>
+
+namespace shrinknets {
+
+// A dense tensor in its own memory order: element ((o * features) + c) * inner + i belongs to feature c.
+struct Blocks {
+  int64_t outer = 1, features = 1, inner = 1;
+
+  SN_HOST_DEVICE int64_t numel() const { return outer * features * inner; }
+};
+
+inline bool is_gate(const Tensor& x, const Tensor& theta, int64_t dim) {
+  return theta.numel() == 1 && (x.dim() == 0 || x.size(dim) != 1);
+}
+
+inline int64_t check_filter(const char* op, const Tensor& x, const Tensor& theta, int64_t dim) {
+  check_dtype(op, "x", x);
+  check_dtype(op, "theta", theta);
+  check_same_device(op, "theta", theta, "x", x);
+  STD_TORCH_CHECK(theta.dim() == 1, op, ": theta has shape ", shape_of(theta), ", expected one dimension");
+  const int64_t ndim = x.dim();
+  if (ndim == 0 || theta.numel() == 1) { // a gate takes any tensor
+    STD_TORCH_CHECK(theta.numel() == 1, op, ": x has shape (), expected a dimension of size ", theta.numel());
+    return ndim == 0 ? 0 : std::clamp<int64_t>(dim < 0 ? dim + ndim : dim, 0, ndim - 1);
+  }
+  STD_TORCH_CHECK(
+      dim >= -ndim && dim < ndim, op, ": dim is ", dim, ", expected ", -ndim, " to ", ndim - 1, " for x ", shape_of(x));
+  dim = dim < 0 ? dim + ndim : dim;
+  check_vector(op, "theta", theta, x.size(dim), ("dimension " + std::to_string(dim) + " of x " + shape_of(x)).c_str());
+  return dim;
+}
+
+inline int64_t check_filter_backward(const Tensor& grad, const Tensor& x, const Tensor& theta, int64_t dim) {
+  const char* op = "filter_backward";
+  dim = check_filter(op, x, theta, dim);
+  check_dtype(op, "grad", grad);
+  check_same_device(op, "grad", grad, "x", x);
+  check_same_shape(op, "grad", grad, "x", x);
+  return dim;
+}
+
+inline bool same_layout(const Tensor& a, const Tensor& b) {
+  for (int64_t d = 0; d < a.dim(); ++d) {
+    if (a.size(d) != 1 && a.stride(d) != b.stride(d)) {
+      return false;
+    }
+  }
+  return true;
+}
+
+// `t` itself, or a copy of it, with the memory layout of the dense tensor `like` (an output: torch.empty_like's choice).
+inline Tensor laid_out_as(const Tensor& t, const Tensor& like) {
+  if (same_layout(t, like)) {
+    return t;
+  }
+  Tensor copy = empty_like(like, t.scalar_type());
+  return torch::stable::copy_(copy, t);
+}
+
+inline Blocks make_blocks(const Tensor& x, const Tensor& theta, int64_t dim) {
+  Blocks blocks;
+  if (x.dim() == 0 || is_gate(x, theta, dim)) {
+    blocks.inner = x.numel();
+    return blocks;
+  }
+  blocks.features = x.size(dim);
+  for (int64_t d = 0; d < x.dim(); ++d) {
+    if (d != dim && x.size(d) != 1) {
+      (x.stride(d) > x.stride(dim) ? blocks.outer : blocks.inner) *= x.size(d);
+    }
+  }
+  if (blocks.features == 1) { // its stride says nothing about its place, and it does not matter
+    blocks.outer = 1;
+    blocks.inner = x.numel();
+  }
+  return blocks;
+}
+
+} // namespace shrinknets

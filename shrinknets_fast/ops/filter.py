@@ -1,0 +1,57 @@
+"""filter: the stand-alone layer, ``y = x * max(0, theta)`` along one dimension.
+
+theta: (C,) for an x with C entries along ``dim``; or one entry, which gates the whole tensor. x: any number of dimensions and any
+strides; contiguous and channels-last ones are read in their own order. A dead feature's output is exactly zero even where x is
+NaN or infinite. For the upstream gradient g, in one read of g and x::
+
+    dx = s g        dtheta[c] = [theta[c] > 0] sum of g x over everything but dim
+
+float64, float32, float16 or bfloat16, theta's dtype apart from x's; sums in float32 or wider, in an order that does not change
+from run to run. Source: ShrinkNets (Leclerc, Fernandez, Madden), equation 1.
+"""
+
+import torch
+from torch.autograd.function import once_differentiable
+
+_filter = torch.ops.shrinknets_fast.filter
+_filter_backward = torch.ops.shrinknets_fast.filter_backward
+
+
+@torch.library.register_fake("shrinknets_fast::filter")
+def _(x, theta, dim=1):
+    if theta.shape[0] != 1:
+        torch._check(-x.dim() <= dim < x.dim(), lambda: f"filter: dim is {dim} for x {tuple(x.shape)}")
+        torch._check(x.shape[dim] == theta.shape[0], lambda: misfit(x, theta, dim))
+    return torch.empty_like(x)
+
+
+@torch.library.register_fake("shrinknets_fast::filter_backward")
+def _(grad, x, theta, dim=1):
+    return torch.empty_like(x), theta.new_empty(theta.shape[0])
+
+
+def misfit(x, theta, dim):
+    return f"filter: theta has shape {tuple(theta.shape)}, expected ({x.shape[dim]},) for dimension {dim} of x {tuple(x.shape)}"
+
+
+class Filter(torch.autograd.Function):
+    @staticmethod
+    def forward(x, theta, dim):
+        return _filter(x, theta, dim)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, theta, ctx.dim = inputs
+        ctx.save_for_backward(x, theta)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, theta = ctx.saved_tensors
+        dx, dtheta = _filter_backward(grad, x, theta, ctx.dim)
+        return dx, dtheta, None
+
+
+def filter(x, theta, dim=1):
+    """``x * max(0, theta)`` along ``dim``; see the module's docstring. Differentiable once."""
+    return Filter.apply(x, theta, dim)

@@ -1,0 +1,67 @@
+"""fold: a filter folded into a layer's weight and bias, so that it costs weight-sized traffic instead of activations.
+
+With ``s = max(0, theta)`` per row k of dimension 0::
+
+    weight'[k] = s[k] * weight[k]        bias'[k] = s[k] * bias[k]          both cast to ``dtype`` in the same pass
+
+Dead rows (theta <= 0) come out as exact zeros whatever they hold. For upstream gradients G and g, in one pass::
+
+    dweight = s G      dbias = s g      dtheta[k] = [theta[k] > 0] (<G[k], weight[k]> + g[k] bias[k])
+
+so neither an activation is saved for theta nor one reduced. weight: (C, ...) with any strides and 1 to 8 dimensions; bias: (C,)
+or None; theta: (C,). float64, float32, float16 or bfloat16, mixed as you like; sums in float32 or wider.
+Source: ShrinkNets (Leclerc, Fernandez, Madden), equation 1, and ``(x W^T + b) * s = x (s W)^T + s b``.
+"""
+
+import torch
+from torch.autograd.function import once_differentiable
+
+_fold = torch.ops.shrinknets_fast.fold
+_fold_backward = torch.ops.shrinknets_fast.fold_backward
+
+
+@torch.library.register_fake("shrinknets_fast::fold")
+def _(weight, bias, theta, dtype=None):
+    dtype = dtype or weight.dtype
+    torch._check(theta.dim() == 1 and theta.shape[0] == weight.shape[0], lambda: misfit("theta", theta, weight))
+    if bias is not None:
+        torch._check(bias.shape == theta.shape, lambda: misfit("bias", bias, weight))
+    return torch.empty_like(weight, dtype=dtype), weight.new_empty(0 if bias is None else bias.shape[0], dtype=dtype)
+
+
+@torch.library.register_fake("shrinknets_fast::fold_backward")
+def _(grad_weight, grad_bias, weight, bias, theta):
+    dbias = weight.new_empty(0) if bias is None else weight.new_empty(bias.shape[0], dtype=bias.dtype)
+    return torch.empty_like(weight), dbias, weight.new_empty(theta.shape[0], dtype=theta.dtype)
+
+
+def misfit(name, vector, weight):
+    found, size = tuple(vector.shape), weight.shape[0]
+    return f"fold: {name} has shape {found}, expected ({size},) to match weight {tuple(weight.shape)}"
+
+
+class Fold(torch.autograd.Function):
+    @staticmethod
+    def forward(weight, bias, theta, dtype):
+        return _fold(weight, bias, theta, dtype)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        weight, bias, theta, _ = inputs
+        ctx.save_for_backward(weight, bias, theta)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_weight, grad_bias):
+        weight, bias, theta = ctx.saved_tensors
+        if grad_weight is None:
+            grad_weight = torch.zeros_like(weight)
+        dweight, dbias, dtheta = _fold_backward(grad_weight, None if bias is None else grad_bias, weight, bias, theta)
+        return dweight, None if bias is None else dbias, dtheta, None
+
+
+def fold(weight, bias, theta, dtype=None):
+    """Folded weight and bias (None where ``bias`` is None); see the module's docstring. Differentiable once."""
+    weight, folded_bias = Fold.apply(weight, bias, theta, dtype)
+    return weight, None if bias is None else folded_bias

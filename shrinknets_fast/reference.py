@@ -1,0 +1,62 @@
+"""A pure-torch twin of every op: the oracle of the tests and a rival in the benchmarks. Written to be read, not to be fast."""
+
+import torch
+
+
+def scale(theta):
+    """``max(0, theta)``, where a NaN stays a NaN."""
+    return torch.where(theta <= 0, torch.zeros_like(theta), theta)
+
+
+def along(vector, ndim, dim):
+    """``vector`` shaped to broadcast along dimension ``dim`` of a tensor with ``ndim`` dimensions."""
+    shape = [1] * ndim
+    if ndim:
+        shape[dim] = -1
+    return vector.reshape(shape)
+
+
+def widest(*tensors):
+    """The dtype to compute in: float64 if any has it, else float32."""
+    return torch.float64 if any(t is not None and t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
+def scaled(x, theta, dim, wide):
+    """``x * max(0, theta)`` by selection: exact zeros where theta is dead, whatever x holds."""
+    theta = along(theta.to(wide), x.dim(), dim)
+    return torch.where(theta <= 0, torch.zeros((), dtype=wide, device=x.device), x.to(wide) * theta)
+
+
+def fold(weight, bias, theta, dtype=None):
+    dtype = dtype or weight.dtype
+    wide = torch.promote_types(widest(weight, bias, theta), torch.float32 if dtype.itemsize < 8 else dtype)
+    out = torch.empty_like(weight, dtype=dtype).copy_(scaled(weight, theta, 0, wide))
+    out_bias = weight.new_empty(0, dtype=dtype) if bias is None else scaled(bias, theta, 0, wide).to(dtype)
+    return out, out_bias
+
+
+def fold_backward(grad_weight, grad_bias, weight, bias, theta):
+    wide = widest(grad_weight, weight, theta)
+    dweight = torch.empty_like(weight).copy_(scaled(grad_weight, theta, 0, wide))
+    dot = (grad_weight.to(wide) * weight.to(wide)).reshape(len(theta), -1).sum(1)
+    dbias = weight.new_empty(0)
+    if bias is not None:
+        upstream = torch.zeros_like(bias) if grad_bias is None else grad_bias
+        dbias = scaled(upstream, theta, 0, wide).to(bias.dtype)
+        dot = dot + upstream.to(wide) * bias.to(wide)
+    return dweight, dbias, torch.where(theta <= 0, torch.zeros_like(dot), dot).to(theta.dtype)
+
+
+def filter(x, theta, dim=1):
+    return torch.empty_like(x).copy_(scaled(x, theta, dim, widest(x)))
+
+
+def filter_backward(grad, x, theta, dim=1):
+    wide = widest(x)
+    dx = torch.empty_like(x).copy_(scaled(grad, theta, dim, wide))
+    product = grad.to(wide) * x.to(wide)
+    if len(theta) > 1 or (x.dim() and x.shape[dim] == 1):
+        others = [d for d in range(x.dim()) if d != dim % x.dim()]
+        product = product.sum(others) if others else product
+    dtheta = product.reshape(len(theta), -1).sum(1) if product.numel() else product.new_zeros(len(theta))
+    return dx, torch.where(theta <= 0, torch.zeros_like(dtheta), dtheta).to(theta.dtype)
