@@ -8,7 +8,7 @@ PYBIND11_MODULE(_build_info, m) {
       [] {
         pybind11::dict info;
         info["torch_version"] = SN_TORCH_VERSION;
-        info["cuda_version"] = SN_CUDA_VERSION; // empty: built without CUDA
+        info["cuda_version"] = SN_CUDA_VERSION;  // empty: built without CUDA
         info["architectures"] = SN_ARCHITECTURES;
         info["compiler"] = SN_COMPILER;
         info["compiler_flags"] = SN_FLAGS;

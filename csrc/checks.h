@@ -21,18 +21,12 @@ inline std::string shape_of(const Tensor& t) {
 
 inline bool is_computed(ScalarType type) {
   return type == ScalarType::Double || type == ScalarType::Float || type == ScalarType::Half ||
-      type == ScalarType::BFloat16;
+         type == ScalarType::BFloat16;
 }
 
 inline void check_dtype(const char* op, const char* name, ScalarType type) {
-  STD_TORCH_CHECK(
-      is_computed(type),
-      op,
-      ": ",
-      name,
-      " has dtype ",
-      torch::headeronly::toString(type),
-      ", expected float64, float32, float16 or bfloat16");
+  STD_TORCH_CHECK(is_computed(type), op, ": ", name, " has dtype ", torch::headeronly::toString(type),
+                  ", expected float64, float32, float16 or bfloat16");
 }
 
 inline void check_dtype(const char* op, const char* name, const Tensor& t) {
@@ -44,31 +38,13 @@ inline std::string device_of(const Tensor& t) {
 }
 
 inline void check_same_device(const char* op, const char* name, const Tensor& t, const char* other, const Tensor& u) {
-  STD_TORCH_CHECK(
-      t.is_cpu() == u.is_cpu() && t.get_device_index() == u.get_device_index(),
-      op,
-      ": ",
-      name,
-      " is on ",
-      device_of(t),
-      ", expected ",
-      device_of(u),
-      " as ",
-      other);
+  STD_TORCH_CHECK(t.is_cpu() == u.is_cpu() && t.get_device_index() == u.get_device_index(), op, ": ", name, " is on ",
+                  device_of(t), ", expected ", device_of(u), " as ", other);
 }
 
 inline void check_vector(const char* op, const char* name, const Tensor& t, int64_t size, const char* match) {
-  STD_TORCH_CHECK(
-      t.dim() == 1 && t.size(0) == size,
-      op,
-      ": ",
-      name,
-      " has shape ",
-      shape_of(t),
-      ", expected (",
-      size,
-      ",) to match ",
-      match);
+  STD_TORCH_CHECK(t.dim() == 1 && t.size(0) == size, op, ": ", name, " has shape ", shape_of(t), ", expected (", size,
+                  ",) to match ", match);
 }
 
 inline void check_same_shape(const char* op, const char* name, const Tensor& t, const char* other, const Tensor& u) {
@@ -76,8 +52,7 @@ inline void check_same_shape(const char* op, const char* name, const Tensor& t, 
   for (int64_t d = 0; same && d < t.dim(); ++d) {
     same = t.size(d) == u.size(d);
   }
-  STD_TORCH_CHECK(
-      same, op, ": ", name, " has shape ", shape_of(t), ", expected ", shape_of(u), " as ", other);
+  STD_TORCH_CHECK(same, op, ": ", name, " has shape ", shape_of(t), ", expected ", shape_of(u), " as ", other);
 }
 
-} // namespace shrinknets
+}  // namespace shrinknets

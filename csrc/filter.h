@@ -25,12 +25,12 @@ inline int64_t check_filter(const char* op, const Tensor& x, const Tensor& theta
   check_same_device(op, "theta", theta, "x", x);
   STD_TORCH_CHECK(theta.dim() == 1, op, ": theta has shape ", shape_of(theta), ", expected one dimension");
   const int64_t ndim = x.dim();
-  if (ndim == 0 || theta.numel() == 1) { // a gate takes any tensor
+  if (ndim == 0 || theta.numel() == 1) {  // a gate takes any tensor
     STD_TORCH_CHECK(theta.numel() == 1, op, ": x has shape (), expected a dimension of size ", theta.numel());
     return ndim == 0 ? 0 : std::clamp<int64_t>(dim < 0 ? dim + ndim : dim, 0, ndim - 1);
   }
-  STD_TORCH_CHECK(
-      dim >= -ndim && dim < ndim, op, ": dim is ", dim, ", expected ", -ndim, " to ", ndim - 1, " for x ", shape_of(x));
+  STD_TORCH_CHECK(dim >= -ndim && dim < ndim, op, ": dim is ", dim, ", expected ", -ndim, " to ", ndim - 1, " for x ",
+                  shape_of(x));
   dim = dim < 0 ? dim + ndim : dim;
   check_vector(op, "theta", theta, x.size(dim), ("dimension " + std::to_string(dim) + " of x " + shape_of(x)).c_str());
   return dim;
@@ -54,7 +54,8 @@ inline bool same_layout(const Tensor& a, const Tensor& b) {
   return true;
 }
 
-// `t` itself, or a copy of it, with the memory layout of the dense tensor `like` (an output: torch.empty_like's choice).
+// `t` itself, or a copy of it, with the memory layout of the dense tensor `like` (an output: torch.empty_like's
+// choice).
 inline Tensor laid_out_as(const Tensor& t, const Tensor& like) {
   if (same_layout(t, like)) {
     return t;
@@ -75,11 +76,11 @@ inline Blocks make_blocks(const Tensor& x, const Tensor& theta, int64_t dim) {
       (x.stride(d) > x.stride(dim) ? blocks.outer : blocks.inner) *= x.size(d);
     }
   }
-  if (blocks.features == 1) { // its stride says nothing about its place, and it does not matter
+  if (blocks.features == 1) {  // its stride says nothing about its place, and it does not matter
     blocks.outer = 1;
     blocks.inner = x.numel();
   }
   return blocks;
 }
 
-} // namespace shrinknets
+}  // namespace shrinknets

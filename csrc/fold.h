@@ -6,11 +6,7 @@
 
 namespace shrinknets {
 
-inline void check_fold(
-    const char* op,
-    const Tensor& weight,
-    const std::optional<Tensor>& bias,
-    const Tensor& theta) {
+inline void check_fold(const char* op, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& theta) {
   STD_TORCH_CHECK(weight.dim() >= 1, op, ": weight has shape (), expected at least one dimension");
   check_dtype(op, "weight", weight);
   check_dtype(op, "theta", theta);
@@ -24,12 +20,8 @@ inline void check_fold(
   }
 }
 
-inline void check_fold_backward(
-    const Tensor& grad_weight,
-    const std::optional<Tensor>& grad_bias,
-    const Tensor& weight,
-    const std::optional<Tensor>& bias,
-    const Tensor& theta) {
+inline void check_fold_backward(const Tensor& grad_weight, const std::optional<Tensor>& grad_bias, const Tensor& weight,
+                                const std::optional<Tensor>& bias, const Tensor& theta) {
   const char* op = "fold_backward";
   check_fold(op, weight, bias, theta);
   check_dtype(op, "grad_weight", grad_weight);
@@ -48,4 +40,4 @@ inline std::optional<Tensor> contiguous(const std::optional<Tensor>& t) {
   return t.has_value() ? std::optional(torch::stable::contiguous(*t)) : std::nullopt;
 }
 
-} // namespace shrinknets
+}  // namespace shrinknets

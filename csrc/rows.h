@@ -11,8 +11,8 @@ namespace shrinknets {
 
 constexpr int kMaxDims = 8;
 
-// N tensors of one shape seen as rows (dimension 0) of `inner` elements. The inner dimensions are in the memory order of the
-// first tensor, and merged where all tensors allow; most weights end with one.
+// N tensors of one shape seen as rows (dimension 0) of `inner` elements. The inner dimensions are in the memory order
+// of the first tensor, and merged where all tensors allow; most weights end with one.
 template <int N>
 struct Rows {
   int64_t rows = 0;
@@ -48,13 +48,8 @@ struct Rows {
 template <int N>
 Rows<N> make_rows(const char* op, const std::array<const Tensor*, N>& tensors) {
   const Tensor& first = *tensors[0];
-  STD_TORCH_CHECK(
-      first.dim() >= 1 && first.dim() <= kMaxDims,
-      op,
-      ": weight has ",
-      first.dim(),
-      " dimensions, expected 1 to ",
-      kMaxDims);
+  STD_TORCH_CHECK(first.dim() >= 1 && first.dim() <= kMaxDims, op, ": weight has ", first.dim(),
+                  " dimensions, expected 1 to ", kMaxDims);
   Rows<N> rows;
   rows.rows = first.size(0);
   for (int n = 0; n < N; ++n) {
@@ -68,8 +63,8 @@ Rows<N> make_rows(const char* op, const std::array<const Tensor*, N>& tensors) {
       order[count++] = d;
     }
   }
-  std::stable_sort(
-      order.begin(), order.begin() + count, [&](int a, int b) { return first.stride(a) > first.stride(b); });
+  std::stable_sort(order.begin(), order.begin() + count,
+                   [&](int a, int b) { return first.stride(a) > first.stride(b); });
   int merged = 0;
   for (int i = 0; i < count; ++i) {
     const int d = order[i];
@@ -87,4 +82,4 @@ Rows<N> make_rows(const char* op, const std::array<const Tensor*, N>& tensors) {
   return rows;
 }
 
-} // namespace shrinknets
+}  // namespace shrinknets

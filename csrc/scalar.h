@@ -104,4 +104,4 @@ SN_HOST_DEVICE acc scaled(acc value, acc scale) {
   return scale == acc(0) ? acc(0) : value * scale;
 }
 
-} // namespace shrinknets
+}  // namespace shrinknets

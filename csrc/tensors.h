@@ -1,4 +1,5 @@
-// Allocation with torch's own rules, through the dispatcher: the stable wrappers of these ops lack the options needed here.
+// Allocation with torch's own rules, through the dispatcher: the stable wrappers of these ops lack the options needed
+// here.
 #pragma once
 
 #include "checks.h"
@@ -17,8 +18,8 @@ namespace shrinknets {
 inline Tensor empty_like(const Tensor& like, ScalarType type) {
   using torch::stable::detail::from;
   using torch::stable::detail::to;
-  std::array<StableIValue, 6> stack{
-      from(like), from(std::optional(type)), from(std::nullopt), from(std::nullopt), from(std::nullopt), from(std::nullopt)};
+  std::array<StableIValue, 6> stack{from(like),         from(std::optional(type)), from(std::nullopt),
+                                    from(std::nullopt), from(std::nullopt),        from(std::nullopt)};
   TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::empty_like", "", stack.data(), TORCH_ABI_VERSION));
   return to<Tensor>(stack[0]);
 }
@@ -33,4 +34,4 @@ inline Tensor empty_or_absent(const std::optional<Tensor>& t, const Tensor& like
   return t.has_value() ? empty_like(*t, t->scalar_type()) : empty_vector(like, 0, like.scalar_type());
 }
 
-} // namespace shrinknets
+}  // namespace shrinknets

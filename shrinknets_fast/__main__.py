@@ -28,7 +28,7 @@ def info(arguments):
         print(f"{name:<16} {value or 'not installed'}")
     for name, value in dict(build_info()).items():
         print(f"{name:<16} {value}")
-    print(f"{'threads':<16} {torch.get_num_threads()}")
+    print(f"{'cpu':<16} {torch.get_num_threads()} threads")
     for index in range(torch.cuda.device_count()):
         major, minor = torch.cuda.get_device_capability(index)
         print(f"{f'cuda:{index}':<16} {torch.cuda.get_device_name(index)}, compute capability {major}.{minor}")

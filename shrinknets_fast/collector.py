@@ -19,7 +19,9 @@ from .optimizers import bury, checked_optimizers, parameters_of
 
 __all__ = ["Collection", "GarbageCollector", "example_of"]
 
-_examples = weakref.WeakKeyDictionary()  # model -> (args, kwargs) as fake tensors, so that fold_filters can trace it again
+_examples = (
+    weakref.WeakKeyDictionary()
+)  # model -> (args, kwargs) as fake tensors, so that fold_filters can trace it again
 
 
 def example_of(model):
@@ -157,9 +159,7 @@ class GarbageCollector:
         return dead
 
     def _plan(self, dead, generator):
-        return make_plan(
-            self._network, self._hubs, dead, align=self.align, removal=self.removal, generator=generator
-        )
+        return make_plan(self._network, self._hubs, dead, align=self.align, removal=self.removal, generator=generator)
 
     def _check_model(self):
         """The model is the one that was traced, with the sizes this collector left it with."""
@@ -169,7 +169,9 @@ class GarbageCollector:
                     raise ShrinkError(f"{name} was replaced since the model was traced; make a new GarbageCollector")
             if tuple(bound.tensor.shape) != bound.shape:
                 found, expected = tuple(bound.tensor.shape), bound.shape
-                raise ShrinkError(f"{bound.names[0]} has shape {found}, expected {expected}; make a new GarbageCollector")
+                raise ShrinkError(
+                    f"{bound.names[0]} has shape {found}, expected {expected}; make a new GarbageCollector"
+                )
         check_gradients(self.model.parameters())
 
     def _before_step(self, optimizer, args, kwargs):

@@ -136,7 +136,9 @@ class FilteredLinear(FilterBase, nn.Linear):
 class _FilteredConv(FilterBase):
     """``act(conv(x) * max(0, theta))`` with one theta per output channel; arguments as the ``torch.nn`` layer."""
 
-    def __init__(self, in_channels, out_channels, kernel_size, *args, activation=None, init="uniform", theta=None, **kw):
+    def __init__(
+        self, in_channels, out_channels, kernel_size, *args, activation=None, init="uniform", theta=None, **kw
+    ):
         super().__init__(in_channels, out_channels, kernel_size, *args, **kw)
         self.activation = checked_activation(type(self).__name__, activation)
         self.attach_theta(out_channels, init, theta, device=self.weight.device, dtype=self.weight.dtype)

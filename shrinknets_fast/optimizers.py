@@ -15,7 +15,9 @@ def checked_optimizers(optimizers):
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise ShrinkError(f"optimizers holds a {name}, expected torch.optim.Optimizer instances")
         if name in REFUSED:
-            raise ShrinkError(f"optimizers holds {name}, whose state is not kept feature by feature; it cannot be shrunk")
+            raise ShrinkError(
+                f"optimizers holds {name}, whose state is not kept feature by feature; it cannot be shrunk"
+            )
     return found
 
 

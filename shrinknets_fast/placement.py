@@ -49,7 +49,9 @@ def add_filters(model, example_inputs, *, example_kwargs=None, exclude=(), init=
     checked_init("add_filters", init)
     if residual != "inner" or depth:
         value = f"residual is {residual!r}" if residual != "inner" else f"depth is {depth!r}"
-        raise ShrinkError(f"add_filters: {value}; this version adds filters inside branches only ('inner', depth=False)")
+        raise ShrinkError(
+            f"add_filters: {value}; this version adds filters inside branches only ('inner', depth=False)"
+        )
     names = dict(model.named_modules())
     for name in exclude:
         if name not in names:
@@ -73,7 +75,9 @@ def places(model, network, exclude):
     for name, calls in network.outputs.items():
         module = modules.get(name)
         excluded = any(name == e or name.startswith(f"{e}.") for e in exclude)
-        if excluded or not can_hold(module) or any(len(made) != 1 for made in calls):  # called twice: no place of its own
+        if (
+            excluded or not can_hold(module) or any(len(made) != 1 for made in calls)
+        ):  # called twice: no place of its own
             continue
         outputs = [made[-1] for made in calls]
         dim = feature_dim(module, outputs)

@@ -9,10 +9,11 @@ def scale(theta):
 
 
 def along(vector, ndim, dim):
-    """``vector`` shaped to broadcast along dimension ``dim`` of a tensor with ``ndim`` dimensions."""
+    """``vector`` shaped to broadcast along dimension ``dim`` of a tensor with ``ndim`` dimensions; one entry fits anywhere."""
+    if vector.numel() == 1:
+        return vector.reshape([1] * ndim)
     shape = [1] * ndim
-    if ndim:
-        shape[dim] = -1
+    shape[dim] = -1
     return vector.reshape(shape)
 
 
@@ -38,7 +39,7 @@ def fold(weight, bias, theta, dtype=None):
 def fold_backward(grad_weight, grad_bias, weight, bias, theta):
     wide = widest(grad_weight, weight, theta)
     dweight = torch.empty_like(weight).copy_(scaled(grad_weight, theta, 0, wide))
-    dot = (grad_weight.to(wide) * weight.to(wide)).reshape(len(theta), -1).sum(1)
+    dot = (grad_weight.to(wide) * weight.to(wide)).unsqueeze(-1).flatten(1).sum(1)
     dbias = weight.new_empty(0)
     if bias is not None:
         upstream = torch.zeros_like(bias) if grad_bias is None else grad_bias
@@ -55,8 +56,5 @@ def filter_backward(grad, x, theta, dim=1):
     wide = widest(x)
     dx = torch.empty_like(x).copy_(scaled(grad, theta, dim, wide))
     product = grad.to(wide) * x.to(wide)
-    if len(theta) > 1 or (x.dim() and x.shape[dim] == 1):
-        others = [d for d in range(x.dim()) if d != dim % x.dim()]
-        product = product.sum(others) if others else product
-    dtheta = product.reshape(len(theta), -1).sum(1) if product.numel() else product.new_zeros(len(theta))
+    dtheta = product.sum().reshape(1) if len(theta) == 1 else product.transpose(0, dim).unsqueeze(-1).flatten(1).sum(1)
     return dx, torch.where(theta <= 0, torch.zeros_like(dtheta), dtheta).to(theta.dtype)

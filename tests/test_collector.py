@@ -60,7 +60,9 @@ def test_the_loss_trajectory_is_the_one_without_collection(name):
         train(m, optimizer, 5)
         kill(m)
         removed = []
-        losses = train(m, optimizer, 20, lam=0.05, after=lambda c=collects, g=gc, r=removed: r.append(g.step()) if c else None)
+        losses = train(
+            m, optimizer, 20, lam=0.05, after=lambda c=collects, g=gc, r=removed: r.append(g.step()) if c else None
+        )
         runs.append(losses)
         assert any(r and r.removed for r in removed) == collects
     assert model[0].out_features < 32 == twin[0].out_features
@@ -78,7 +80,9 @@ def test_identity_gradients_flags_and_optimizer_state_go_along():
     model(x).square().sum().backward()  # pending accumulation
     kill(model)
     alive = model[4].alive
-    before = {k: (id(p), p.detach().clone(), None if p.grad is None else p.grad.clone()) for k, p in model.named_parameters()}
+    before = {
+        k: (id(p), p.detach().clone(), None if p.grad is None else p.grad.clone()) for k, p in model.named_parameters()
+    }
     state = {k: v.clone() for k, v in optimizer.state[model[4].weight].items()}
     buffers = {k: id(b) for k, b in model.named_buffers()}
     gc.collect()
@@ -293,7 +297,8 @@ def test_example_inputs_that_do_not_fit_are_named():
 
 
 @pytest.mark.parametrize(
-    "bad", [{"every": 0}, {"align": 0}, {"align": 1.5}, {"min_dead": -0.1}, {"removal": 0}, {"removal": 2}, {"every": True}]
+    "bad",
+    [{"every": 0}, {"align": 0}, {"align": 1.5}, {"min_dead": -0.1}, {"removal": 0}, {"removal": 2}, {"every": True}],
 )
 def test_bad_options_are_named(bad):
     ((name, value),) = bad.items()
@@ -338,7 +343,12 @@ def test_a_graph_from_before_the_collection_cannot_do_harm():
 
 def test_explain_names_makers_readers_and_the_op_to_blame():
     model = nn.Sequential(
-        sn.FilteredLinear(6, 8), nn.Sigmoid(), nn.Linear(8, 8), nn.LayerNorm(8), sn.FilteredLinear(8, 5), nn.Linear(5, 2)
+        sn.FilteredLinear(6, 8),
+        nn.Sigmoid(),
+        nn.Linear(8, 8),
+        nn.LayerNorm(8),
+        sn.FilteredLinear(8, 5),
+        nn.Linear(5, 2),
     )
     text = sn.GarbageCollector(model, torch.randn(2, 6)).explain()
     blocks = {b.split(":")[0]: b for b in text.replace("\n    ", "\t").splitlines()}

@@ -8,7 +8,9 @@ import shrinknets_fast as sn
 
 def test_penalty_is_the_sum_of_live_thetas_and_counts_a_shared_one_once():
     theta = nn.Parameter(torch.tensor([0.5, -2.0, 0.0, 1.0]))
-    model = nn.Sequential(sn.FilteredLinear(3, 4, theta=theta), sn.FilteredLinear(4, 4, theta=theta), sn.Filter(4, init=0.25))
+    model = nn.Sequential(
+        sn.FilteredLinear(3, 4, theta=theta), sn.FilteredLinear(4, 4, theta=theta), sn.Filter(4, init=0.25)
+    )
     total = sn.penalty(model)
     assert float(total) == 2.5 and total.shape == ()
     total.backward()
@@ -44,7 +46,9 @@ def test_param_groups_split_theta_from_weights():
     torch.optim.SGD(sn.param_groups(model, lr=0.1))
 
 
-@pytest.mark.parametrize("bad", [{"lr": -1}, {"lr": 1, "filter_lr": float("nan")}, {"lr": 1, "weight_decay": float("inf")}])
+@pytest.mark.parametrize(
+    "bad", [{"lr": -1}, {"lr": 1, "filter_lr": float("nan")}, {"lr": 1, "weight_decay": float("inf")}]
+)
 def test_param_groups_names_bad_values(bad):
     name, value = list(bad.items())[-1]
     with pytest.raises(sn.ShrinkError, match=f"{name} is {value}"):

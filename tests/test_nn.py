@@ -11,8 +11,16 @@ LAYERS = {
     "linear": (lambda **k: sn.FilteredLinear(5, 7, **k), (3, 5), -1),
     "linear3d": (lambda **k: sn.FilteredLinear(5, 7, bias=False, **k), (2, 3, 5), -1),
     "conv1d": (lambda **k: sn.FilteredConv1d(3, 7, 3, padding=1, **k), (2, 3, 9), 1),
-    "conv2d": (lambda **k: sn.FilteredConv2d(4, 6, 3, stride=2, groups=2, padding_mode="circular", padding=1, **k), (2, 4, 8, 7), 1),
-    "conv2d_reflect": (lambda **k: sn.FilteredConv2d(3, 7, 3, padding="same", padding_mode="reflect", dilation=2, **k), (2, 3, 8, 8), 1),
+    "conv2d": (
+        lambda **k: sn.FilteredConv2d(4, 6, 3, stride=2, groups=2, padding_mode="circular", padding=1, **k),
+        (2, 4, 8, 7),
+        1,
+    ),
+    "conv2d_reflect": (
+        lambda **k: sn.FilteredConv2d(3, 7, 3, padding="same", padding_mode="reflect", dilation=2, **k),
+        (2, 3, 8, 8),
+        1,
+    ),
     "conv3d": (lambda **k: sn.FilteredConv3d(2, 7, 2, bias=False, **k), (2, 2, 4, 4, 3), 1),
 }
 NORMS = {
@@ -157,7 +165,10 @@ def test_reset_parameters_draws_an_own_theta_anew():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: sn.FilteredLinear(3, 4, theta=nn.Parameter(torch.ones(5))), ["FilteredLinear", "theta", "(5,)", "(4,)"]),
+        (
+            lambda: sn.FilteredLinear(3, 4, theta=nn.Parameter(torch.ones(5))),
+            ["FilteredLinear", "theta", "(5,)", "(4,)"],
+        ),
         (lambda: sn.FilteredConv2d(3, 4, 3, theta=torch.ones(4)), ["FilteredConv2d", "theta", "Tensor"]),
         (lambda: sn.FilteredLinear(3, 4, activation="gelu"), ["activation", "'gelu'"]),
         (lambda: sn.FilteredBatchNorm1d(4, init=-1.0), ["FilteredBatchNorm1d", "init", "-1.0"]),
@@ -239,7 +250,9 @@ def test_functional_twins_take_the_same_arguments():
     assert torch.equal(got, conv(image))
     for n, module in ((1, sn.FilteredConv1d(2, 3, 2)), (3, sn.FilteredConv3d(2, 3, 2))):
         data = torch.randn(2, 2, *[4] * n)
-        assert torch.equal(getattr(f, f"filtered_conv{n}d")(data, module.weight, module.bias, module.theta), module(data))
+        assert torch.equal(
+            getattr(f, f"filtered_conv{n}d")(data, module.weight, module.bias, module.theta), module(data)
+        )
     with pytest.raises(sn.ShrinkError, match="'tanh'"):
         f.filtered_linear(x, linear.weight, linear.bias, linear.theta, activation="tanh")
 

@@ -47,7 +47,9 @@ def test_no_feature_revives_in_2000_steps(name):
     torch.manual_seed(0)
     model = mlp(width=24, depth=1, dtype=torch.float32)
     optimizer = OPTIMIZERS[name](model.parameters())
-    sn.GarbageCollector(model, torch.randn(4, 16), optimizers=optimizer)  # never asked to collect: its hook is what counts
+    sn.GarbageCollector(
+        model, torch.randn(4, 16), optimizers=optimizer
+    )  # never asked to collect: its hook is what counts
     died = torch.zeros(24, dtype=torch.bool)
     revived = []
 

@@ -48,7 +48,12 @@ def test_dense_layers_are_filtered_and_the_output_is_not():
 
 def test_after_a_batch_norm_never_before():
     model = nn.Sequential(
-        nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 3)
+        nn.Conv2d(1, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.ReLU(inplace=True),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(32, 3),
     )
     model = add(model, data(4, 1, 6, 6))
     assert filters(model) == {"1": "FilteredBatchNorm2d"}
@@ -70,7 +75,9 @@ def test_before_an_activation_that_keeps_zero(activation):
 
 
 def test_not_where_a_mixing_reader_blocks_it():
-    model = add(nn.Sequential(nn.Linear(6, 20), nn.LayerNorm(20), nn.Linear(20, 9), nn.Softmax(-1), nn.Linear(9, 3)), data(4, 6))
+    model = add(
+        nn.Sequential(nn.Linear(6, 20), nn.LayerNorm(20), nn.Linear(20, 9), nn.Softmax(-1), nn.Linear(9, 3)), data(4, 6)
+    )
     assert filters(model) == {}
 
 
@@ -108,7 +115,11 @@ def test_hooks_and_references_to_modules_stay_valid():
 
 
 def test_a_model_that_has_filters_already_keeps_them():
-    model = add(nn.Sequential(nn.Linear(6, 20), nn.ReLU(), nn.Linear(20, 10), nn.ReLU(), nn.Linear(10, 3)), data(4, 6), exclude=["2"])
+    model = add(
+        nn.Sequential(nn.Linear(6, 20), nn.ReLU(), nn.Linear(20, 10), nn.ReLU(), nn.Linear(10, 3)),
+        data(4, 6),
+        exclude=["2"],
+    )
     theta = model[0].theta
     sn.add_filters(model, data(4, 6))
     assert filters(model) == {"0": "FilteredLinear", "2": "FilteredLinear"} and model[0].theta is theta

@@ -7,14 +7,15 @@
 namespace shrinknets {
 namespace {
 
-constexpr int64_t kRun = 16384; // elements per task
-constexpr int64_t kShort = 16; // below this, runs of one feature are too short for a loop of their own
+constexpr int64_t kRun = 16384;  // elements per task
+constexpr int64_t kShort = 16;   // below this, runs of one feature are too short for a loop of their own
 
-// Tasks cut an array of `outer` rows of features * inner elements: whole rows where runs are short, parts of a run elsewhere.
+// Tasks cut an array of `outer` rows of features * inner elements: whole rows where runs are short, parts of a run
+// elsewhere.
 struct Tasks {
   Blocks blocks;
   bool by_row;
-  int64_t pieces = 1; // of each run
+  int64_t pieces = 1;  // of each run
   int64_t count = 0;
   int64_t grain = 1;
 
@@ -57,7 +58,7 @@ void scale_all(const Blocks& blocks, const T* x, T* y, const std::vector<acc_t<T
   using acc = acc_t<T>;
   const Tasks tasks(blocks);
   torch::stable::parallel_for(0, tasks.count, tasks.grain, [&](int64_t begin, int64_t end) {
-    if (blocks.inner == 1) { // (outer, features): one loop over the features of each row
+    if (blocks.inner == 1) {  // (outer, features): one loop over the features of each row
       for (int64_t o = begin; o < end; ++o) {
         const T* from = x + o * blocks.features;
         T* to = y + o * blocks.features;
@@ -78,13 +79,8 @@ void scale_all(const Blocks& blocks, const T* x, T* y, const std::vector<acc_t<T
 
 // Each task group of a fixed size has its own sums, so the result does not depend on which thread ran it.
 template <typename G, typename T>
-void scale_and_reduce(
-    const Blocks& blocks,
-    const G* grad,
-    const T* x,
-    T* dx,
-    const std::vector<acc_t<T>>& s,
-    std::vector<double>& dtheta) {
+void scale_and_reduce(const Blocks& blocks, const G* grad, const T* x, T* dx, const std::vector<acc_t<T>>& s,
+                      std::vector<double>& dtheta) {
   using acc = acc_t<T>;
   const Tasks tasks(blocks);
   const int64_t groups = std::min<int64_t>(64, (tasks.count + tasks.grain - 1) / tasks.grain);
@@ -134,7 +130,6 @@ void scale_and_reduce(
   }
 }
 
-
 Tensor filter(Tensor x, Tensor theta, int64_t dim) {
   dim = check_filter("filter", x, theta, dim);
   Tensor y = empty_like(x, x.scalar_type());
@@ -160,13 +155,8 @@ std::tuple<Tensor, Tensor> filter_backward(Tensor grad, Tensor x, Tensor theta, 
     dispatch(x.scalar_type(), [&](auto t) {
       using G = typename decltype(g)::type;
       using T = typename decltype(t)::type;
-      scale_and_reduce<G, T>(
-          blocks,
-          static_cast<const G*>(upstream.data_ptr()),
-          static_cast<const T*>(from.data_ptr()),
-          static_cast<T*>(dx.data_ptr()),
-          scales<T>(values),
-          sums);
+      scale_and_reduce<G, T>(blocks, static_cast<const G*>(upstream.data_ptr()), static_cast<const T*>(from.data_ptr()),
+                             static_cast<T*>(dx.data_ptr()), scales<T>(values), sums);
     });
   });
   const Vector out(dtheta);
@@ -176,11 +166,11 @@ std::tuple<Tensor, Tensor> filter_backward(Tensor grad, Tensor x, Tensor theta, 
   return {dx, dtheta};
 }
 
-} // namespace
+}  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(shrinknets_fast, CPU, m) {
   m.impl("filter", TORCH_BOX(&filter));
   m.impl("filter_backward", TORCH_BOX(&filter_backward));
 }
 
-} // namespace shrinknets
+}  // namespace shrinknets

@@ -6,7 +6,7 @@
 namespace shrinknets {
 namespace {
 
-constexpr int64_t kGrain = 32768; // elements per task: about 10 us of work, well above a task's cost
+constexpr int64_t kGrain = 32768;  // elements per task: about 10 us of work, well above a task's cost
 
 int64_t grain(int64_t inner) {
   return std::max<int64_t>(1, kGrain / std::max<int64_t>(inner, 1));
@@ -39,7 +39,7 @@ void fold_rows(const Rows<2>& rows, const W* weight, O* out, Vector bias, Vector
           for (int64_t k = 0; k < run; ++k) {
             to[k * step_out] = O(0);
           }
-        } else if (step_in == 1 && step_out == 1) { // the loop that compilers turn into vector code
+        } else if (step_in == 1 && step_out == 1) {  // the loop that compilers turn into vector code
           for (int64_t k = 0; k < run; ++k) {
             to[k] = static_cast<O>(static_cast<acc>(in[k]) * s);
           }
@@ -53,10 +53,11 @@ void fold_rows(const Rows<2>& rows, const W* weight, O* out, Vector bias, Vector
   });
 }
 
-// <G, W> of one run and dW = s G, in one read. 16 sums side by side, flushed into a double every 4096 elements, keep the
-// error below torch's own sum while the loop stays vector code.
+// <G, W> of one run and dW = s G, in one read. 16 sums side by side, flushed into a double every 4096 elements, keep
+// the error below torch's own sum while the loop stays vector code.
 template <typename acc, typename G, typename W>
-double scale_and_dot(const G* g, int64_t step_g, const W* w, int64_t step_w, W* dw, int64_t step_dw, int64_t run, acc s) {
+double scale_and_dot(const G* g, int64_t step_g, const W* w, int64_t step_w, W* dw, int64_t step_dw, int64_t run,
+                     acc s) {
   double total = 0;
   const bool dense = step_g == 1 && step_w == 1 && step_dw == 1;
   for (int64_t start = 0; start < run; start += 4096) {
@@ -117,7 +118,8 @@ void fold_rows_backward(const Rows<3>& rows, const G* grad, const W* weight, W* 
   });
 }
 
-std::tuple<Tensor, Tensor> fold(Tensor weight, std::optional<Tensor> bias, Tensor theta, std::optional<ScalarType> dtype) {
+std::tuple<Tensor, Tensor> fold(Tensor weight, std::optional<Tensor> bias, Tensor theta,
+                                std::optional<ScalarType> dtype) {
   check_fold("fold", weight, bias, theta);
   const ScalarType type = dtype.value_or(weight.scalar_type());
   check_dtype("fold", "dtype", type);
@@ -130,24 +132,15 @@ std::tuple<Tensor, Tensor> fold(Tensor weight, std::optional<Tensor> bias, Tenso
     dispatch(type, [&](auto o) {
       using W = typename decltype(w)::type;
       using O = typename decltype(o)::type;
-      fold_rows<W, O>(
-          rows,
-          static_cast<const W*>(weight.data_ptr()),
-          static_cast<O*>(out.data_ptr()),
-          Vector(dense_bias),
-          Vector(out_bias),
-          Vector(dense_theta));
+      fold_rows<W, O>(rows, static_cast<const W*>(weight.data_ptr()), static_cast<O*>(out.data_ptr()),
+                      Vector(dense_bias), Vector(out_bias), Vector(dense_theta));
     });
   });
   return {out, out_bias};
 }
 
-std::tuple<Tensor, Tensor, Tensor> fold_backward(
-    Tensor grad_weight,
-    std::optional<Tensor> grad_bias,
-    Tensor weight,
-    std::optional<Tensor> bias,
-    Tensor theta) {
+std::tuple<Tensor, Tensor, Tensor> fold_backward(Tensor grad_weight, std::optional<Tensor> grad_bias, Tensor weight,
+                                                 std::optional<Tensor> bias, Tensor theta) {
   check_fold_backward(grad_weight, grad_bias, weight, bias, theta);
   Tensor dweight = empty_like(weight, weight.scalar_type());
   Tensor dbias = bias.has_value() ? empty_vector(weight, weight.size(0), bias->scalar_type())
@@ -157,28 +150,24 @@ std::tuple<Tensor, Tensor, Tensor> fold_backward(
   const auto dense_grad_bias = contiguous(grad_bias);
   const auto dense_bias = contiguous(bias);
   const Tensor dense_theta = torch::stable::contiguous(theta);
-  const BackwardVectors vectors{
-      Vector(dense_grad_bias), Vector(dense_bias), Vector(dense_theta), Vector(dbias), Vector(dtheta)};
+  const BackwardVectors vectors{Vector(dense_grad_bias), Vector(dense_bias), Vector(dense_theta), Vector(dbias),
+                                Vector(dtheta)};
   dispatch(grad_weight.scalar_type(), [&](auto g) {
     dispatch(weight.scalar_type(), [&](auto w) {
       using G = typename decltype(g)::type;
       using W = typename decltype(w)::type;
-      fold_rows_backward<G, W>(
-          rows,
-          static_cast<const G*>(grad_weight.data_ptr()),
-          static_cast<const W*>(weight.data_ptr()),
-          static_cast<W*>(dweight.data_ptr()),
-          vectors);
+      fold_rows_backward<G, W>(rows, static_cast<const G*>(grad_weight.data_ptr()),
+                               static_cast<const W*>(weight.data_ptr()), static_cast<W*>(dweight.data_ptr()), vectors);
     });
   });
   return {dweight, dbias, dtheta};
 }
 
-} // namespace
+}  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(shrinknets_fast, CPU, m) {
   m.impl("fold", TORCH_BOX(&fold));
   m.impl("fold_backward", TORCH_BOX(&fold_backward));
 }
 
-} // namespace shrinknets
+}  // namespace shrinknets

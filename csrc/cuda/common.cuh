@@ -53,7 +53,7 @@ __device__ __forceinline__ acc block_sum(acc value) {
   if (threadIdx.x < kWarp) {
     value = warp_sum(threadIdx.x < kThreads / kWarp ? partial[threadIdx.x] : acc(0));
   }
-  __syncthreads(); // the caller may come again
+  __syncthreads();  // the caller may come again
   return value;
 }
 
@@ -68,4 +68,4 @@ bool aligned_for(const T* pointer, int v) {
   return reinterpret_cast<uintptr_t>(pointer) % (sizeof(T) * v) == 0;
 }
 
-} // namespace shrinknets
+}  // namespace shrinknets

@@ -7,7 +7,7 @@
 namespace shrinknets {
 namespace {
 
-constexpr int64_t kShort = 32; // below this, runs of one feature are too short for a warp
+constexpr int64_t kShort = 32;  // below this, runs of one feature are too short for a warp
 constexpr int kTileRows = kThreads / kWarp;
 
 // y = x s, V neighbouring elements at a time; all of a pack lie in one run, or a run is one element.
@@ -55,9 +55,11 @@ __global__ void runs_backward_kernel(Blocks blocks, const G* grad, const T* x, T
   }
 }
 
-// Short runs: x is a matrix of `outer` rows and features * inner columns; a block takes 32 columns of a share of the rows.
+// Short runs: x is a matrix of `outer` rows and features * inner columns; a block takes 32 columns of a share of the
+// rows.
 template <typename G, typename T>
-__global__ void columns_backward_kernel(Blocks blocks, const G* grad, const T* x, T* dx, Vector theta, acc_t<T>* partial) {
+__global__ void columns_backward_kernel(Blocks blocks, const G* grad, const T* x, T* dx, Vector theta,
+                                        acc_t<T>* partial) {
   using acc = acc_t<T>;
   __shared__ acc sums[kTileRows][kWarp];
   const int lane = threadIdx.x % kWarp, tile_row = threadIdx.x / kWarp;
@@ -88,16 +90,11 @@ __global__ void columns_backward_kernel(Blocks blocks, const G* grad, const T* x
 
 // dtheta[c] = sum of partial[part][c * width + k] over part and k; a warp per feature, always in the same order.
 template <typename acc>
-__global__ void reduce_partial_kernel(
-    int64_t features,
-    int64_t width,
-    int64_t parts,
-    const acc* partial,
-    Vector theta,
-    Vector dtheta) {
+__global__ void reduce_partial_kernel(int64_t features, int64_t width, int64_t parts, const acc* partial, Vector theta,
+                                      Vector dtheta) {
   const int64_t c = static_cast<int64_t>(blockIdx.x) * kTileRows + threadIdx.x / kWarp;
   if (c >= features) {
-    return; // whole warps leave together
+    return;  // whole warps leave together
   }
   acc sum = 0;
   for (int64_t j = threadIdx.x % kWarp; j < parts * width; j += kWarp) {
@@ -127,15 +124,8 @@ int64_t parts_for(int64_t elements_per_lane_group) {
 }
 
 template <typename G, typename T>
-void launch_filter_backward(
-    const Blocks& blocks,
-    const G* grad,
-    const T* x,
-    T* dx,
-    Vector theta,
-    Vector dtheta,
-    const Tensor& like,
-    cudaStream_t stream) {
+void launch_filter_backward(const Blocks& blocks, const G* grad, const T* x, T* dx, Vector theta, Vector dtheta,
+                            const Tensor& like, cudaStream_t stream) {
   using acc = acc_t<T>;
   const bool runs = blocks.inner >= kShort;
   const int64_t width = runs ? 1 : blocks.inner;
@@ -171,8 +161,8 @@ Tensor filter(Tensor x, Tensor theta, int64_t dim) {
   const cudaStream_t stream = current_stream(x);
   dispatch(x.scalar_type(), [&](auto t) {
     using T = typename decltype(t)::type;
-    launch_filter<T>(
-        blocks, static_cast<const T*>(from.data_ptr()), static_cast<T*>(y.data_ptr()), Vector(values), stream);
+    launch_filter<T>(blocks, static_cast<const T*>(from.data_ptr()), static_cast<T*>(y.data_ptr()), Vector(values),
+                     stream);
   });
   return y;
 }
@@ -193,25 +183,19 @@ std::tuple<Tensor, Tensor> filter_backward(Tensor grad, Tensor x, Tensor theta, 
     dispatch(x.scalar_type(), [&](auto t) {
       using G = typename decltype(g)::type;
       using T = typename decltype(t)::type;
-      launch_filter_backward<G, T>(
-          blocks,
-          static_cast<const G*>(upstream.data_ptr()),
-          static_cast<const T*>(from.data_ptr()),
-          static_cast<T*>(dx.data_ptr()),
-          Vector(values),
-          Vector(dtheta),
-          theta,
-          stream);
+      launch_filter_backward<G, T>(blocks, static_cast<const G*>(upstream.data_ptr()),
+                                   static_cast<const T*>(from.data_ptr()), static_cast<T*>(dx.data_ptr()),
+                                   Vector(values), Vector(dtheta), theta, stream);
     });
   });
   return {dx, dtheta};
 }
 
-} // namespace
+}  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(shrinknets_fast, CUDA, m) {
   m.impl("filter", TORCH_BOX(&filter));
   m.impl("filter_backward", TORCH_BOX(&filter_backward));
 }
 
-} // namespace shrinknets
+}  // namespace shrinknets

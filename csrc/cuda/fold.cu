@@ -42,7 +42,8 @@ struct BackwardVectors {
   Vector grad_bias, bias, theta, dbias, dtheta;
 };
 
-// One group of kGroup threads per row: dW = s G and <G, W> in one read. kGroup is a warp for short rows, a block for long ones.
+// One group of kGroup threads per row: dW = s G and <G, W> in one read. kGroup is a warp for short rows, a block for
+// long ones.
 template <typename G, typename W, int kGroup>
 __global__ void fold_backward_kernel(Rows<3> rows, const G* grad, const W* weight, W* dweight, BackwardVectors v) {
   using acc = acc_t<G, W>;
@@ -82,10 +83,11 @@ __global__ void fold_backward_kernel(Rows<3> rows, const G* grad, const W* weigh
 }
 
 template <typename W, typename O>
-void launch_fold(const Rows<2>& rows, const W* weight, O* out, Vector bias, Vector out_bias, Vector theta, cudaStream_t s) {
+void launch_fold(const Rows<2>& rows, const W* weight, O* out, Vector bias, Vector out_bias, Vector theta,
+                 cudaStream_t s) {
   constexpr int V = 4;
-  const bool packs = rows.dense() && rows.inner % V == 0 && rows.row_stride[0] % V == 0 && rows.row_stride[1] % V == 0 &&
-      aligned_for(weight, V) && aligned_for(out, V);
+  const bool packs = rows.dense() && rows.inner % V == 0 && rows.row_stride[0] % V == 0 &&
+                     rows.row_stride[1] % V == 0 && aligned_for(weight, V) && aligned_for(out, V);
   const int64_t work = std::max(rows.rows * rows.inner / (packs ? V : 1), rows.rows);
   if (packs) {
     fold_kernel<W, O, V><<<grid_for(work), kThreads, 0, s>>>(rows, weight, out, bias, out_bias, theta);
@@ -96,14 +98,9 @@ void launch_fold(const Rows<2>& rows, const W* weight, O* out, Vector bias, Vect
 }
 
 template <typename G, typename W>
-void launch_fold_backward(
-    const Rows<3>& rows,
-    const G* grad,
-    const W* weight,
-    W* dweight,
-    const BackwardVectors& v,
-    cudaStream_t s) {
-  constexpr int64_t kLongRow = 1024; // past this a warp would loop more than 32 times
+void launch_fold_backward(const Rows<3>& rows, const G* grad, const W* weight, W* dweight, const BackwardVectors& v,
+                          cudaStream_t s) {
+  constexpr int64_t kLongRow = 1024;  // past this a warp would loop more than 32 times
   if (rows.inner > kLongRow) {
     const unsigned grid = static_cast<unsigned>(std::min<int64_t>(rows.rows, 1 << 20));
     fold_backward_kernel<G, W, kThreads><<<grid, kThreads, 0, s>>>(rows, grad, weight, dweight, v);
@@ -114,7 +111,8 @@ void launch_fold_backward(
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-std::tuple<Tensor, Tensor> fold(Tensor weight, std::optional<Tensor> bias, Tensor theta, std::optional<ScalarType> dtype) {
+std::tuple<Tensor, Tensor> fold(Tensor weight, std::optional<Tensor> bias, Tensor theta,
+                                std::optional<ScalarType> dtype) {
   check_fold("fold", weight, bias, theta);
   const torch::stable::accelerator::DeviceGuard guard(weight.get_device_index());
   const ScalarType type = dtype.value_or(weight.scalar_type());
@@ -132,25 +130,15 @@ std::tuple<Tensor, Tensor> fold(Tensor weight, std::optional<Tensor> bias, Tenso
     dispatch(type, [&](auto o) {
       using W = typename decltype(w)::type;
       using O = typename decltype(o)::type;
-      launch_fold<W, O>(
-          rows,
-          static_cast<const W*>(weight.data_ptr()),
-          static_cast<O*>(out.data_ptr()),
-          Vector(dense_bias),
-          Vector(out_bias),
-          Vector(dense_theta),
-          stream);
+      launch_fold<W, O>(rows, static_cast<const W*>(weight.data_ptr()), static_cast<O*>(out.data_ptr()),
+                        Vector(dense_bias), Vector(out_bias), Vector(dense_theta), stream);
     });
   });
   return {out, out_bias};
 }
 
-std::tuple<Tensor, Tensor, Tensor> fold_backward(
-    Tensor grad_weight,
-    std::optional<Tensor> grad_bias,
-    Tensor weight,
-    std::optional<Tensor> bias,
-    Tensor theta) {
+std::tuple<Tensor, Tensor, Tensor> fold_backward(Tensor grad_weight, std::optional<Tensor> grad_bias, Tensor weight,
+                                                 std::optional<Tensor> bias, Tensor theta) {
   check_fold_backward(grad_weight, grad_bias, weight, bias, theta);
   const torch::stable::accelerator::DeviceGuard guard(weight.get_device_index());
   Tensor dweight = empty_like(weight, weight.scalar_type());
@@ -164,30 +152,26 @@ std::tuple<Tensor, Tensor, Tensor> fold_backward(
   const auto dense_grad_bias = contiguous(grad_bias);
   const auto dense_bias = contiguous(bias);
   const Tensor dense_theta = torch::stable::contiguous(theta);
-  const BackwardVectors vectors{
-      Vector(dense_grad_bias), Vector(dense_bias), Vector(dense_theta), Vector(dbias), Vector(dtheta)};
+  const BackwardVectors vectors{Vector(dense_grad_bias), Vector(dense_bias), Vector(dense_theta), Vector(dbias),
+                                Vector(dtheta)};
   const cudaStream_t stream = current_stream(weight);
   dispatch(grad_weight.scalar_type(), [&](auto g) {
     dispatch(weight.scalar_type(), [&](auto w) {
       using G = typename decltype(g)::type;
       using W = typename decltype(w)::type;
-      launch_fold_backward<G, W>(
-          rows,
-          static_cast<const G*>(grad_weight.data_ptr()),
-          static_cast<const W*>(weight.data_ptr()),
-          static_cast<W*>(dweight.data_ptr()),
-          vectors,
-          stream);
+      launch_fold_backward<G, W>(rows, static_cast<const G*>(grad_weight.data_ptr()),
+                                 static_cast<const W*>(weight.data_ptr()), static_cast<W*>(dweight.data_ptr()), vectors,
+                                 stream);
     });
   });
   return {dweight, dbias, dtheta};
 }
 
-} // namespace
+}  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(shrinknets_fast, CUDA, m) {
   m.impl("fold", TORCH_BOX(&fold));
   m.impl("fold_backward", TORCH_BOX(&fold_backward));
 }
 
-} // namespace shrinknets
+}  // namespace shrinknets

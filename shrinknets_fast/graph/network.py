@@ -60,7 +60,9 @@ class Network:
         """The graph's value for a parameter or buffer; the same tensor under two names, or in two modes, is one value."""
         bound = self.bound.get(id(tensor))
         if bound is None:
-            bound = self.bound[id(tensor)] = Bound(tensor, Value(tensor.shape, tensor.dtype, tensor), [], tuple(tensor.shape))
+            bound = self.bound[id(tensor)] = Bound(
+                tensor, Value(tensor.shape, tensor.dtype, tensor), [], tuple(tensor.shape)
+            )
         if name not in bound.names:
             bound.names.append(name)
         return bound.value
@@ -149,7 +151,10 @@ class Zeros:
         for value, known in zip(outputs, zeros, strict=True):
             if value in self._supposed:
                 dim = self._supposed[value]
-                known = [torch.ones(len(a), dtype=torch.bool) if d == dim else k for d, (a, k) in enumerate(zip(value.axes, known, strict=True))]
+                known = [
+                    torch.ones(len(a), dtype=torch.bool) if d == dim else k
+                    for d, (a, k) in enumerate(zip(value.axes, known, strict=True))
+                ]
             self._known[value] = known
 
 

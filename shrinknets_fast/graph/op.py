@@ -49,6 +49,13 @@ class Op:
         return list(stack.values())[-1][0] if stack else ""
 
     @property
+    def module_type(self):
+        """The class name of that module."""
+        stack = self.node.meta.get("nn_module_stack") or {}
+        kind = list(stack.values())[-1][1] if stack else ""
+        return (kind if isinstance(kind, str) else kind.__qualname__).rpartition(".")[2]
+
+    @property
     def label(self):
         short = self.name.split("::")[-1].split(".")
         kind = short[1] if short[0] in ("aten", "shrinknets_fast") and len(short) > 1 else self.name
@@ -113,6 +120,25 @@ class Op:
         if self.axis(value, dim) is not None:
             self.network.reads.append(Read(value, dim % value.ndim, self.label))
 
+    def reads_product(self, *places):
+        """The op adds up products, one factor from each (value, dim): it loses nothing where one factor is zero."""
+        from .network import Read, Step
+
+        axes = [self.axis(value, dim) for value, dim in places]
+        for axis in axes[1:]:
+            self.unify(axes[0], axis)
+        if any(axis is None for axis in axes):
+            return
+        product = Value(axes[0].ids.shape, None, None, [axes[0]])
+
+        def zero(zeros):
+            known = [zeros(value, dim % value.ndim) for value, dim in places]
+            known = [mask for mask in known if mask is not None]
+            return [[torch.stack(known).any(0) if known else None]]
+
+        self.network.steps.append(Step((product,), zero))
+        self.network.reads.append(Read(product, 0, self.label))
+
     def makes(self, axis):
         """The op writes the features of this axis."""
         if axis is not None:
@@ -154,7 +180,9 @@ class Op:
     def _check(self, value):
         for dim, axis in enumerate(value.axes):
             if axis is not None and len(axis) != value.shape[dim]:
-                raise AssertionError(f"rule of {self.label}: axis {dim} has {len(axis)} features for shape {value.shape}")
+                raise AssertionError(
+                    f"rule of {self.label}: axis {dim} has {len(axis)} features for shape {value.shape}"
+                )
 
 
 def argument_names(node):

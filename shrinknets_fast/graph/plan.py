@@ -84,7 +84,11 @@ def make_plan(network, hubs, dead, *, align=1, removal=1.0, generator=None):
             padded.append(hub.name)
         gone[hub.ids[chosen]] = True
         blocked = hub.ids[died[hub.ids] & ~leave]
-        reason = verdict.reasons[int(verdict.blame[blocked[0]])] if len(blocked) and int(verdict.blame[blocked[0]]) >= 0 else ""
+        reason = (
+            verdict.reasons[int(verdict.blame[blocked[0]])]
+            if len(blocked) and int(verdict.blame[blocked[0]]) >= 0
+            else ""
+        )
         kept = torch.nonzero(~chosen).flatten()
         hub_plans.append(HubPlan(hub.name, len(hub), int((died[hub.ids] | leave).sum()), kept, reason))
     return Plan(tuple(hub_plans), tuple(tensor_plans(network, gone)), gone, tuple(padded))

@@ -1,0 +1,37 @@
+import os
+
+import pytest
+import torch
+
+# Workers share the cores: one thread each keeps them from fighting, and two in a single run keep the parallel code tested.
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
+# What torch.empty gives is NaN, so that an output nobody wrote shows up.
+torch.utils.deterministic.fill_uninitialized_memory = True
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+def pytest_collection_modifyitems(items):
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(params=DEVICES)
+def device(request):
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def nan_filled():
+    """torch.empty gives NaN inside this test."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
