@@ -1,7 +1,9 @@
 """ShrinkNets with fused kernels: start from an oversized network and let training find its size."""
 
-from . import _library  # noqa: F401  loads the ops before anything names them
-from . import functional
+from . import (
+    _library,  # noqa: F401  loads the ops before anything names them
+    functional,
+)
 from .checkpoint import load_state_dict
 from .collector import Collection, GarbageCollector
 from .errors import ShrinkError

@@ -84,7 +84,7 @@ def places(model, network, exclude):
         if dim is None or bool(covered[outputs[0].axes[dim].ids].any()):
             continue
         ids = outputs[0].axes[dim].ids
-        if bool(judge(network, {}, {value: dim for value in outputs}).removable[ids].all()):
+        if bool(judge(network, {}, dict.fromkeys(outputs, dim)).removable[ids].all()):
             covered[ids] = True
             found.append((name, dim, len(ids)))
     return found

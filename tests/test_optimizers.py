@@ -68,14 +68,14 @@ def test_momentum_revives_features_where_nothing_is_registered():
     """The hook's reason: without it the same run brings dead features back."""
     torch.manual_seed(0)
     model = mlp(width=24, depth=1, dtype=torch.float32)
-    optimizer = OPTIMIZERS["adam"](model.parameters())
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01, betas=(0.9, 0.99), weight_decay=0.1)
     died, revived = torch.zeros(24, dtype=torch.bool), []
 
     def look():
         revived.append(bool((model[0].alive & died).any()))
         died.logical_or_(~model[0].alive)
 
-    train(model, optimizer, 500, lam=0.02, after=look, schedule=warm_up(optimizer))
+    train(model, optimizer, 1000, lam=0.02, after=look, schedule=warm_up(optimizer))
     assert any(revived)
 
 
@@ -86,6 +86,7 @@ def test_bury_zeroes_theta_and_its_state_only_where_dead(name):
     train(model, optimizer, 3)
     theta = model[0].theta
     with torch.no_grad():
+        theta.abs_().add_(0.1)
         theta[:5] = -0.3
     live = theta.detach()[5:].clone()
     state = {k: v.clone() for k, v in state_tensors(optimizer, theta).items()}
