@@ -15,20 +15,26 @@ def build(model, args, kwargs, theta_names):
     network = Network(trace(model, args, kwargs))
     hubs = find_hubs(network, theta_names)
     rehearsal = Rehearsal(model, args, kwargs)
-    for axis, label in network.features.doubts:
+    tried = {}  # feature -> why the model does not survive its removal, or None
+    for axis, _ in network.features.doubts:
         for hub in hubs:
             ids = hub.ids[torch.isin(hub.ids, axis.ids)]
-            if len(ids) > 1 and not survives(model, network, rehearsal, ids[:1]):
-                network.features.pin(network.features.axis(ids), f"would shift the positions that {label} picks")
+            if len(ids) < 2:
+                continue
+            first = int(ids[0])
+            if first not in tried:
+                tried[first] = failure(model, network, rehearsal, ids[:1])
+            if tried[first] is not None:
+                network.features.pin(network.features.axis(ids), tried[first])
     return network, hubs, rehearsal
 
 
-def survives(model, network, rehearsal, ids):
-    """Whether the model still runs, with outputs of the same shape, on a fake copy without these features."""
+def failure(model, network, rehearsal, ids):
+    """The error if a fake copy without these features does not run, or does not do the same; else None."""
     gone = torch.zeros(network.features.count, dtype=torch.bool)
     gone[ids] = True
     try:
-        rehearsal.run(model, tensor_plans(network, gone), "a trial")
-    except ShrinkError:
-        return False
-    return True
+        rehearsal.run(model, tensor_plans(network, gone), "one feature less")
+    except ShrinkError as error:
+        return str(error)
+    return None

@@ -10,17 +10,19 @@ from torch.utils import _pytree as pytree
 
 from ..errors import ShrinkError
 from .modules import depthwise_names, sync_sizes
+from .numbers import Numbers
 from .trace import shortened
 
 
 class Rehearsal:
-    """The example inputs, kept as fake tensors (no memory), and the shapes that each mode's outputs must keep."""
+    """The example inputs, kept as fake tensors (no memory), and the output shapes and numbers that each mode must keep."""
 
     def __init__(self, model, args, kwargs):
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         self.args, self.kwargs = pytree.tree_map_only(torch.Tensor, self.mode.from_tensor, (args, kwargs))
         self.depthwise = depthwise_names(model)
         self.shapes = None
+        self.numbers = {}  # mode -> what Numbers found at full width
 
     def run(self, model, tensors, at):
         """Raise if the model cannot run with these :class:`TensorPlan` s, or gives another shape than before."""
@@ -44,7 +46,9 @@ class Rehearsal:
             sync_sizes(shadow, self.depthwise)
             shapes = {}
             for mode in ("train", "eval"):
-                output = shadow.train(mode == "train")(*self.args, **self.kwargs)
+                with Numbers(self.numbers.get(mode)) as numbers:
+                    output = shadow.train(mode == "train")(*self.args, **self.kwargs)
+                self.numbers.setdefault(mode, numbers.found)
                 shapes[mode] = [tuple(t.shape) for t in pytree.tree_leaves(output) if isinstance(t, torch.Tensor)]
         return shapes
 
