@@ -1,9 +1,9 @@
-"""Layers with weights: they add up their input's features and make new ones, or rescale each feature."""
+"""Dense layers and tables: they add up their input's features and make new ones."""
 
 import torch
 
 from .registry import register_rule
-from .zeros import both
+from .zeros import both, either
 
 aten = torch.ops.aten
 
@@ -16,17 +16,18 @@ def contract(op, x, x_dim, weight, weight_dim):
         op.pin(op.axis(weight, weight_dim), f"reads an input of {op.label} that cannot shrink")
 
 
-def made_rows(op, weight, bias):
-    """The axis of features that the rows of ``weight`` make, and its zero function: zero row and zero bias."""
-    rows = op.axis(weight, 0)
+def made_rows(op, weight, bias, dim=0):
+    """The axis of features that ``weight`` makes along ``dim``, and its zero function: zero row and zero bias."""
+    rows = op.axis(weight, dim)
     op.makes(rows)
     if bias is not None:
         op.unify(rows, op.axis(bias, 0))
+    return rows, lambda zeros: with_bias(zeros(weight, dim), bias, zeros)
 
-    def zero(zeros):
-        return zeros(weight, 0) if bias is None else both(zeros(weight, 0), zeros(bias, 0))
 
-    return rows, zero
+def with_bias(zero, bias, zeros):
+    """Where a sum that is zero at ``zero`` still is with a bias added."""
+    return zero if bias is None else both(zero, zeros(bias, 0))
 
 
 @register_rule(aten.linear.default)
@@ -38,40 +39,58 @@ def linear(op):
     return op.output(axes, lambda zeros: [None] * (x.ndim - 1) + [zero(zeros)])
 
 
-@register_rule(*[getattr(aten, f"conv{n}d") for n in (1, 2, 3)])
-def conv(op):
-    x, weight, bias = op["input"], op["weight"], op["bias"]
-    unbatched = x.ndim == weight.ndim - 1
-    channels = 0 if unbatched else 1
-    if op["groups"] != 1:
-        op.pin(op.axis(x, channels), f"is read by {op.label} in groups")
-        op.pin(op.axis(weight, 0), f"is made by {op.label} in groups")
-    else:
-        contract(op, x, channels, weight, 1)
+@register_rule(aten.bilinear.default)
+def bilinear(op):
+    first, second, weight, bias = op["input1"], op["input2"], op["weight"], op["bias"]
+    contract(op, first, -1, weight, 1)
+    contract(op, second, -1, weight, 2)
     rows, zero = made_rows(op, weight, bias)
-    axes = [None] * x.ndim
-    axes[:channels] = [op.axis(x, d) for d in range(channels)]
-    axes[channels] = rows
-    for d in range(channels + 1, x.ndim):
-        op.pin(op.axis(x, d), f"is a spatial axis of {op.label}")
-    return op.output(axes, lambda zeros: [zero(zeros) if d == channels else None for d in range(len(axes))])
+    axes = [op.axis(first, d) for d in range(first.ndim - 1)]
+    for d, axis in enumerate(axes):
+        op.unify(axis, op.axis(second, d))
+    return op.output([*axes, rows], lambda zeros: [None] * len(axes) + [zero(zeros)])
 
 
-@register_rule(aten.batch_norm.default)
-def batch_norm(op):
-    """Each feature on its own. Its output is zero only where both of its affine parameters are (folded by a filter)."""
-    x, weight, bias = op["input"], op["weight"], op["bias"]
+@register_rule(aten.prelu.default)
+def prelu(op):
+    """One slope for all, or one per feature; zero in, zero out."""
+    x, weight = op["self"], op["weight"]
     axes = [op.axis(x, d) for d in range(x.ndim)]
-    for name in ("weight", "bias", "running_mean", "running_var"):
-        if op[name] is not None:
-            op.unify(axes[1], op.axis(op[name], 0))
-    if weight is not None:
-        op.makes(axes[1])
+    if weight.shape and weight.shape[0] > 1:
+        op.unify(axes[min(1, x.ndim - 1)], op.axis(weight, 0))
+    return op.output(axes, lambda zeros: [zeros(x, d) for d in range(x.ndim)])
+
+
+@register_rule(aten.embedding.default)
+def embedding(op):
+    """A table: its rows are looked up by number, its columns are features."""
+    weight, indices = op["weight"], op["indices"]
+    op.pin(op.axis(weight, 0), f"is looked up by number in {op.label}")
+    columns = op.axis(weight, 1)
+    op.makes(columns)
+    axes = [op.axis(indices, d) for d in range(indices.ndim)]
+    return op.output([*axes, columns], lambda zeros: [None] * indices.ndim + [zeros(weight, 1)])
+
+
+@register_rule(aten.glu.default)
+def glu(op):
+    """First half times the sigmoid of the second: the j-th features of both leave together."""
+    x, dim = op["self"], op["dim"] % op["self"].ndim
+    axes = [op.axis(x, d) for d in range(x.ndim)]
+    if axes[dim] is not None:
+        half = x.shape[dim] // 2
+        op.unify_ids(axes[dim].ids[:half], axes[dim].ids[half:])
+        axes[dim] = op.new_axis(axes[dim].ids[:half])
 
     def zero(zeros):
-        if weight is None:
-            return [None] * len(axes)
-        shift = zeros(weight, 0) if bias is None else zeros(bias, 0)
-        return [both(zeros(weight, 0), shift) if d == 1 else None for d in range(len(axes))]
+        known = [zeros(x, d) for d in range(x.ndim)]
+        if known[dim] is not None:
+            known[dim] = known[dim][: len(axes[dim])]
+        return known
 
     return op.output(axes, zero)
+
+
+def product_zeros(first, second, pairs, zeros):
+    """Per (dim of first, dim of second), each perhaps None: where a product is zero along it."""
+    return [either(None if a is None else zeros(first, a), None if b is None else zeros(second, b)) for a, b in pairs]

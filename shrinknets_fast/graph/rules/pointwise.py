@@ -1,56 +1,60 @@
 """One rule for every pointwise op: axes meet by broadcasting, and the op itself is asked for f(0)."""
 
 import itertools
+import math
 
 import torch
 
 from ..op import Value
-from .registry import register_rule
-from .zeros import both, carried, either
+from .registry import named, register_rule
+from .zeros import both, either
 
 aten = torch.ops.aten
-PRODUCTS = {aten.mul, aten.bitwise_and, aten.logical_and}
+PRODUCTS = {"mul", "multiply", "bitwise_and", "logical_and"}
+QUOTIENTS = {"div", "divide", "true_divide", "floor_divide"}
+
+
+def meet(op, sized):
+    """The one axis of several (axis, size) that meet by broadcasting: those of full size are unified."""
+    size = max((n for _, n in sized if n != 1), default=1)
+    full = [axis for axis, n in sized if n == size]
+    for axis, n in sized:
+        if n != size:  # one feature that meets many
+            op.pin(axis, f"is broadcast in {op.label}")
+    known = [axis for axis in full if axis is not None]
+    for axis in full:
+        if known:
+            op.unify(known[0], axis)
+    return known[0] if known and len(known) == len(full) else None
 
 
 def broadcast_axes(op, values, ndim):
     """The axes of the broadcast result; what meets at one of its positions is unified."""
-    axes = []
-    for back in range(ndim, 0, -1):
-        meeting = [(v, v.ndim - back) for v in values if v.ndim >= back]
-        size = max((v.shape[d] for v, d in meeting if v.shape[d] != 1), default=1)
-        full = [op.axis(v, d) for v, d in meeting if v.shape[d] == size]
-        for v, d in meeting:
-            if v.shape[d] != size:  # one feature that meets many
-                op.pin(op.axis(v, d), f"is broadcast in {op.label}")
-        known = [axis for axis in full if axis is not None]
-        for axis in full:
-            if known:
-                op.unify(known[0], axis)
-        axes.append(known[0] if known and len(known) == len(full) else None)
-    return axes
+    return [
+        meet(op, [(op.axis(v, v.ndim - back), v.shape[v.ndim - back]) for v in values if v.ndim >= back])
+        for back in range(ndim, 0, -1)
+    ]
 
 
-def zero_at(op, value, back, zeros):
-    """Where ``value`` is zero along the output's dimension ``back`` from the end."""
+def zero_at(value, back, size, zeros):
+    """Where ``value`` is zero along the output's dimension ``back`` from the end, of this size."""
     dim = value.ndim - back
-    return None if dim < 0 or value.axes[dim] is None else zeros(value, dim)
+    return None if dim < 0 or value.axes[dim] is None or value.shape[dim] != size else zeros(value, dim)
 
 
 def maps_zero_to_zero(op):
     """Whether the op gives exactly 0 for zeros in every tensor argument, whatever its boolean arguments hold."""
-    tensors = op.inputs
-    flags = [v for v in tensors if v.dtype == torch.bool]
+    flags = [v for v in op.inputs if v.dtype == torch.bool]
     for bits in itertools.product((False, True), repeat=len(flags)):
         given = dict(zip(map(id, flags), bits, strict=True))
         args = {}
         for name in op._args:
             arg = op[name]
             if isinstance(arg, Value):
-                fill = given.get(id(arg), 0)
-                arg = torch.full((1,), fill, dtype=arg.dtype)
-            args[name] = arg
+                arg = torch.full((1,), given.get(id(arg), 0), dtype=arg.dtype)
+            args[name] = "cpu" if isinstance(arg, torch.device) else arg
         try:
-            result = op.target(**named_for_call(op, args))
+            result = op.target(**args)
         except Exception:  # an op that cannot be asked promises nothing
             return False
         if not isinstance(result, torch.Tensor) or bool((result != 0).any()) or bool(result.isnan().any()):
@@ -58,9 +62,20 @@ def maps_zero_to_zero(op):
     return True
 
 
-def named_for_call(op, args):
-    """Keyword arguments; ``self`` is a legal name for an op's keyword, device arguments are replaced by the CPU."""
-    return {name: ("cpu" if isinstance(arg, torch.device) else arg) for name, arg in args.items()}
+def kind_of(op):
+    return op.target.overloadpacket.__name__.removesuffix("_") if hasattr(op.target, "overloadpacket") else ""
+
+
+def finite(op):
+    """All plain numbers among the arguments: 0 * inf is no zero."""
+    return all(math.isfinite(arg) for arg in op._args.values() if isinstance(arg, float))
+
+
+def depends_on_width(op, axis):
+    """Whether a plain number in the call looks like a function of this axis' size, as in ``x * C ** -0.5``."""
+    n = len(axis)
+    numbers = [abs(arg) for arg in op._args.values() if isinstance(arg, float) or (type(arg) is int and arg > 2)]
+    return any(math.isclose(arg, f, rel_tol=1e-12) for arg in numbers for f in (n, 1 / n, n**0.5, n**-0.5))
 
 
 def pointwise(op):
@@ -69,16 +84,19 @@ def pointwise(op):
     if not isinstance(meta, torch.Tensor):
         return None
     axes = broadcast_axes(op, values, meta.ndim)
-    packet = getattr(op.target, "overloadpacket", None)
-    is_product = packet in PRODUCTS or str(packet) == "aten.mul_"
-    is_quotient = str(packet) in ("aten.div", "aten.div_") and len(values) == 2
+    for axis in axes:
+        if axis is not None and depends_on_width(op, axis):
+            op.doubt(axis)
+    kind = kind_of(op)
+    is_product = kind in PRODUCTS and finite(op)
+    is_quotient = kind in QUOTIENTS and len(values) == 2
     keeps = is_product or is_quotient or maps_zero_to_zero(op)
     givers = [v for v in values if v.dtype != torch.bool]
 
     def zero(zeros):
         result = []
         for d, axis in enumerate(axes):
-            masks = [zero_at(op, v, len(axes) - d, zeros) for v in givers]
+            masks = [zero_at(v, len(axes) - d, meta.shape[d], zeros) for v in givers]
             if axis is None or not keeps or not masks:
                 result.append(None)
             elif is_quotient:
@@ -93,20 +111,21 @@ def pointwise(op):
     return op.output(axes, zero)
 
 
-def unchanged(op):
-    """Ops that hand their first argument on as it is, or drop some of its elements."""
-    x = op.inputs[0]
-    axes = [op.axis(x, d) for d in range(x.ndim)]
-    return op.output(axes, carried([x], axes))
+# torch does not tag these, nor the in-place variants that share their rules
+register_rule(*named("leaky_relu", "hardswish", "relu6", "log_sigmoid", "special_expit", "threshold", "rrelu", "mish"))(
+    pointwise
+)
+register_rule(*named("multiply", "divide", "true_divide", "subtract", "rsub", "where", "masked_fill", "float_power"))(
+    pointwise
+)
+register_rule(*named("_prelu_kernel", "complex", "polar", "silu", "hardsigmoid", "gelu", "abs", "floor_divide"))(
+    pointwise
+)
 
 
-register_rule(
-    aten.dropout, aten.dropout_, aten.feature_dropout, aten.feature_dropout_, aten.contiguous, aten.detach, aten.alias
-)(unchanged)
-register_rule(aten.to, aten._to_copy, aten.clone, aten.detach_, aten.type_as, aten.lift_fresh_copy)(unchanged)
-
-
-@register_rule(aten._assert_tensor_metadata, aten._assert_async, aten._assert_scalar, aten.sym_size)
-def nothing(op):
-    """Asks about a tensor, makes none."""
-    return op.fixed()
+@register_rule(*named("copy", "copy_"))
+def copy(op):
+    """Overwrites the first tensor with the second."""
+    x, source = op.inputs
+    axes = broadcast_axes(op, [x, source], x.ndim)
+    return op.output(axes, lambda zeros: [zero_at(source, x.ndim - d, n, zeros) for d, n in enumerate(x.shape)])

@@ -1,11 +1,7 @@
 """Pooling: each channel on its own; zero in, zero out (padding is zero or minus infinity, which never wins)."""
 
-import torch
-
-from .registry import register_rule
+from .registry import named, register_rule
 from .zeros import carried
-
-aten = torch.ops.aten
 
 
 def pooling(spatial):
@@ -24,6 +20,6 @@ def pooling(spatial):
 
 
 for n in (1, 2, 3):
-    names = (f"max_pool{n}d", f"max_pool{n}d_with_indices", f"avg_pool{n}d")
+    names = (f"max_pool{n}d", f"max_pool{n}d_with_indices", f"avg_pool{n}d", f"lp_pool{n}d")
     names += (f"adaptive_avg_pool{n}d", f"_adaptive_avg_pool{n}d", f"adaptive_max_pool{n}d")
-    register_rule(*[getattr(aten, name) for name in names if hasattr(aten, name)])(pooling(n))
+    register_rule(*named(*names))(pooling(n))

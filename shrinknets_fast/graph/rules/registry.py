@@ -1,16 +1,24 @@
 """Which rule an op has."""
 
+import functools
+
 import torch
 
 RULES = {}
+WHOLE_MODULES = {}  # class name of a module -> the rule of everything that its own forward calls
 
 
 def register_rule(*ops):
-    """Decorator: ``rule(op)`` is the rule of these ops (``OpOverload`` or ``OpOverloadPacket``: all its overloads)."""
+    """Decorator: ``rule(op)`` is the rule of these ops (``OpOverload`` or ``OpOverloadPacket``: all its overloads).
+
+    The in-place variant of an op shares its rule.
+    """
 
     def register(rule):
-        for op in ops:
-            overloads = [getattr(op, name) for name in op.overloads()] if isinstance(op, torch._ops.OpOverloadPacket) else [op]
+        for op in [*ops, *filter(None, map(in_place, ops))]:
+            overloads = (
+                [getattr(op, name) for name in op.overloads()] if isinstance(op, torch._ops.OpOverloadPacket) else [op]
+            )
             for overload in overloads:
                 RULES[overload] = rule
         return rule
@@ -18,12 +26,48 @@ def register_rule(*ops):
     return register
 
 
-def find(target):
-    """The rule of an op of the graph, or None. Every op tagged pointwise shares one."""
-    if target in RULES:
-        return RULES[target]
-    if isinstance(target, torch._ops.OpOverload) and torch.Tag.pointwise in target.tags:
-        from .pointwise import pointwise
+def named(*names, namespace="aten"):
+    """The ops of these names that this torch has."""
+    packets = getattr(torch.ops, namespace)
+    return [getattr(packets, name) for name in names if hasattr(packets, name)]
 
-        return pointwise
+
+def find(target):
+    """The rule of an op of the graph, or None."""
+    rule = rule_of(target)
+    return rule and functools.partial(apply_rule, rule)
+
+
+def apply_rule(rule, op):
+    return WHOLE_MODULES.get(op.module_type, rule)(op)
+
+
+def rule_of(target):
+    """Every op tagged pointwise shares one rule."""
+    if not isinstance(target, torch._ops.OpOverload):
+        return RULES.get(target)
+    for candidate in (target, functional(target)):
+        if candidate in RULES:
+            return RULES[candidate]
+        if candidate is not None and torch.Tag.pointwise in candidate.tags:
+            from .pointwise import pointwise
+
+            return pointwise
     return None
+
+
+def in_place(packet):
+    """add to add_: the overloads' names may differ, so all of them are meant. None where there is no such packet."""
+    if not isinstance(packet, torch._ops.OpOverloadPacket):
+        return None
+    namespace, _, name = packet._qualified_op_name.partition("::")
+    return getattr(getattr(torch.ops, namespace), f"{name}_", None)
+
+
+def functional(target):
+    """add_.Tensor to add.Tensor; None for an op that is no in-place variant of another."""
+    namespace, _, name = target.overloadpacket._qualified_op_name.partition("::")
+    if not name.endswith("_") or name.endswith("__"):
+        return None
+    packet = getattr(getattr(torch.ops, namespace), name[:-1], None)
+    return getattr(packet, target._overloadname, None)

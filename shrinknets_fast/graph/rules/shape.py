@@ -1,5 +1,7 @@
 """Ops that move positions: views, permutations, concatenation. Features keep their values and change their places."""
 
+import math
+
 import torch
 
 from ..op import Value
@@ -47,14 +49,27 @@ def regrouped(op, x, left, right, shape):
     constant = [k for k, column in columns.items() if bool((column == column[:, :1]).all())]
     keeper = constant[0] if constant else max(columns)
     if not constant:
+        doubt_split(op, axes[featured[0]], [shape[k] for k in right])
         # (heads * width) seen as (heads, width): a feature leaves every head or none, so that the view stays a box
         column = columns[keeper]
         op.unify_ids(column[:, :1].expand_as(column).reshape(-1), column.reshape(-1))
     return [op.new_axis(columns[k][:, 0].clone()) if k == keeper else None for k in right]
 
 
+def doubt_split(op, axis, sizes):
+    """The sizes may be written into the code. A trial shows it, unless one of them may stand for another."""
+    inner = sizes[-1]
+    outer = math.prod(sizes[:-1])
+    if outer % inner == 0 and outer > 1 < inner:
+        op.pin(axis, f"is split into {outer} times {inner} by {op.label}: which of the two would shrink is not certain")
+    else:
+        op.doubt(axis)
+
+
 @register_rule(aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.flatten.using_ints)
-@register_rule(aten.unflatten.int, aten.squeeze, aten.squeeze_, aten.unsqueeze, aten.unsqueeze_, aten.view_as, aten.reshape_as)
+@register_rule(
+    aten.unflatten.int, aten.squeeze, aten.squeeze_, aten.unsqueeze, aten.unsqueeze_, aten.view_as, aten.reshape_as
+)
 def view(op):
     x = op.inputs[0]
     shape = tuple(int(size) for size in op.node.meta["val"].shape)
@@ -79,10 +94,10 @@ def permute(op):
     return permuted(op, op["dims"])
 
 
-@register_rule(aten.transpose.int, aten.swapaxes.default, aten.transpose_.default)
+@register_rule(aten.transpose.int, aten.swapaxes.default, aten.swapdims.default)
 def transpose(op):
     order = list(range(op.inputs[0].ndim))
-    first, second = op.node.args[1], op.node.args[2]
+    first, second = (list(op._args.values())[i] for i in (1, 2))
     order[first], order[second] = order[second], order[first]
     return permuted(op, order)
 
@@ -92,17 +107,20 @@ def t(op):
     return permuted(op, range(op.inputs[0].ndim)[::-1])
 
 
-@register_rule(aten.expand.default, aten.expand_as.default)
-def expand(op):
-    x, shape = op.inputs[0], op.node.meta["val"].shape
-    new = len(shape) - x.ndim
-    axes = [None] * len(shape)
-    for d in range(x.ndim):
-        if x.shape[d] == shape[new + d]:
-            axes[new + d] = op.axis(x, d)
-        else:
-            op.pin(op.axis(x, d), f"is broadcast in {op.label}")
-    return op.output(axes, carried([x], axes))
+@register_rule(aten.movedim.int, aten.movedim.intlist, aten.moveaxis.int, aten.moveaxis.intlist)
+def movedim(op):
+    order = list(range(op.inputs[0].ndim))
+    sources, places = op["source"], op["destination"]
+    pairs = [(sources, places)] if isinstance(sources, int) else list(zip(sources, places, strict=True))
+    moved = {place % len(order): source % len(order) for source, place in pairs}
+    rest = iter(d for d in order if d not in moved.values())
+    return permuted(op, [moved[d] if d in moved else next(rest) for d in order])
+
+
+@register_rule(aten.mT.default, aten.adjoint.default, aten.mH.default)
+def last_two(op):
+    order = list(range(op.inputs[0].ndim))
+    return permuted(op, [*order[:-2], order[-1], order[-2]])
 
 
 @register_rule(aten.cat.default, aten.concat.default, aten.concatenate.default)

@@ -1,0 +1,112 @@
+"""Convolutions: dense, grouped and depthwise, plain and transposed."""
+
+import torch
+
+from .layers import contract, made_rows, with_bias
+from .registry import register_rule
+from .zeros import both, either
+
+aten = torch.ops.aten
+
+
+def equal_in_groups(op, axis, groups):
+    """The j-th feature of every group leaves with the j-th of all others, so that groups stay equal. The first group's ids."""
+    ids = axis.ids.reshape(groups, -1)
+    op.unify_ids(ids[:1].expand_as(ids).reshape(-1), ids.reshape(-1))
+    return ids[0]
+
+
+def spatial_axes(op, x, weight, rows):
+    """The output's axes: batch axes pass, spatial ones hold nothing that could leave."""
+    channels = x.ndim - weight.ndim + 1  # 0 without a batch
+    axes = [op.axis(x, d) for d in range(channels)] + [rows]
+    for d in range(channels + 1, x.ndim):
+        op.pin(op.axis(x, d), f"is a spatial axis of {op.label}")
+    return axes + [None] * (x.ndim - channels - 1)
+
+
+def result(op, x, weight, rows, zero):
+    axes = spatial_axes(op, x, weight, rows)
+    channels = x.ndim - weight.ndim + 1
+    return op.output(axes, lambda zeros: [zero(zeros) if d == channels else None for d in range(len(axes))])
+
+
+def read_in_groups(op, x, channels, weight, weight_dim, groups):
+    """Channels of ``x`` against one group's channels in ``weight``."""
+    contract_axis = op.axis(x, channels)
+    if contract_axis is None:
+        op.pin(op.axis(weight, weight_dim), f"reads an input of {op.label} that cannot shrink")
+        return
+    op.unify_ids(equal_in_groups(op, contract_axis, groups), op.axis(weight, weight_dim).ids)
+    op.reads(x, channels)
+
+
+@register_rule(aten.conv1d, aten.conv2d, aten.conv3d)
+def conv(op):
+    x, weight, bias, groups = op["input"], op["weight"], op["bias"], op["groups"]
+    channels = x.ndim - weight.ndim + 1
+    if groups > 1 and weight.shape[1] == 1:
+        return depthwise(op, x, channels, weight, bias, weight.shape[0] // groups)
+    if groups > 1:
+        read_in_groups(op, x, channels, weight, 1, groups)
+    else:
+        contract(op, x, channels, weight, 1)
+    rows, zero = made_rows(op, weight, bias)
+    if groups > 1:
+        equal_in_groups(op, rows, groups)
+    return result(op, x, weight, rows, zero)
+
+
+def depthwise(op, x, channels, weight, bias, multiplier):
+    """Each channel makes ``multiplier`` of its own: they live and leave as one feature."""
+    rows, zero = made_rows(op, weight, bias)
+    axis = op.axis(x, channels)
+    if axis is None:
+        op.pin(rows, f"is made from an input of {op.label} that cannot shrink")
+    else:
+        op.unify_ids(axis.ids.repeat_interleave(multiplier), rows.ids)
+
+    def zero_out(zeros):
+        empty = zeros(x, channels)
+        empty = None if empty is None else empty.repeat_interleave(multiplier)
+        return either(zero(zeros), with_bias(empty, bias, zeros))
+
+    return result(op, x, weight, rows, zero_out)
+
+
+@register_rule(aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d)
+def conv_transpose(op):
+    """The weight is (inputs, outputs of one group, ...)."""
+    x, weight, bias, groups = op["input"], op["weight"], op["bias"], op["groups"]
+    channels = x.ndim - weight.ndim + 1
+    if groups == 1:
+        contract(op, x, channels, weight, 0)
+        rows, zero = made_rows(op, weight, bias, 1)
+        return result(op, x, weight, rows, zero)
+    axis, multiplier = op.axis(x, channels), weight.shape[1]
+    if axis is None:
+        op.pin(op.axis(weight, 0), f"reads an input of {op.label} that cannot shrink")
+        if bias is not None:
+            op.pin(op.axis(bias, 0), f"is made by {op.label} in groups")
+        return result(op, x, weight, None, lambda zeros: None)
+    op.unify(axis, op.axis(weight, 0))
+    if weight.shape[0] == groups:
+        rows = op.new_axis(axis.ids.repeat_interleave(multiplier))
+    else:
+        op.reads(x, channels)
+        equal_in_groups(op, axis, groups)
+        rows = op.new_axis(op.axis(weight, 1).ids.repeat(groups))
+    op.makes(rows)
+    if bias is not None:
+        op.unify(rows, op.axis(bias, 0))
+
+    def zero(zeros):
+        if weight.shape[0] == groups:
+            empty = either(zeros(x, channels), zeros(weight, 0))
+            empty = None if empty is None else empty.repeat_interleave(multiplier)
+        else:
+            empty = zeros(weight, 1)
+            empty = None if empty is None else empty.repeat(groups)
+        return None if empty is None else both(empty, empty if bias is None else zeros(bias, 0))
+
+    return result(op, x, weight, rows, zero)

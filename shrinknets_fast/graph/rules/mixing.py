@@ -1,0 +1,85 @@
+"""Ops that mix or count the positions of one axis: its features stay. The other axes pass."""
+
+import torch
+
+from .registry import named, register_rule
+from .zeros import carried
+
+aten = torch.ops.aten
+
+
+def along(op, dim, reason, keeps_zero):
+    x = op.inputs[0]
+    axes = [op.axis(x, d) for d in range(x.ndim)]
+    if x.ndim:
+        op.pin(axes[dim % x.ndim], reason)
+    if not isinstance(op.node.meta["val"], (list, tuple)):
+        return op.output(axes, carried([x], axes) if keeps_zero else None)
+    return op.outputs([axes] * len(op.node.meta["val"]))
+
+
+@register_rule(
+    *named(
+        "softmax", "log_softmax", "_softmax", "_log_softmax", "special_softmax", "special_log_softmax", "logcumsumexp"
+    )
+)
+def softmax(op):
+    return along(op, op["dim"], f"is mixed with others by {op.label}, which counts its features", False)
+
+
+@register_rule(*named("cumsum", "cumprod", "renorm"))
+def cumulative(op):
+    return along(op, op["dim"], f"is added up in order by {op.label}", op.name.startswith("aten.cum"))
+
+
+@register_rule(*named("cummax", "cummin", "sort", "argsort", "msort"))
+def ordered(op):
+    dim = op["dim"] if any(a.name == "dim" for a in op.target._schema.arguments) else 0
+    return along(op, dim, f"is compared with others by {op.label}", False)
+
+
+@register_rule(
+    *named(
+        "topk", "kthvalue", "mode", "median", "nanmedian", "quantile", "histc", "bincount", "cdist", "cov", "unique_dim"
+    )
+)
+@register_rule(
+    *named(
+        "cosine_similarity",
+        "pairwise_distance",
+        "embedding_bag",
+        "nll_loss",
+        "cross_entropy_loss",
+        "fft_fft",
+        "fft_rfft",
+    )
+)
+@register_rule(
+    *named("index_put", "scatter", "scatter_add", "gather", "take_along_dim", "diagonal", "diag_embed", "trace", "kron")
+)
+def compared(op):
+    op.pin_all(f"is read by {op.label}, which needs all of it")
+    return op.fixed()
+
+
+def recurrent(layer):
+    def rule(op):
+        op.pin_all(f"is read by {op.label}: nn.{layer} mixes its features")
+        return op.fixed()
+
+    return rule
+
+
+register_rule(*named("lstm", "lstm_cell", "_thnn_fused_lstm_cell", "quantized_lstm"))(recurrent("LSTM"))
+register_rule(*named("gru", "gru_cell"))(recurrent("GRU"))
+register_rule(*named("rnn_tanh", "rnn_relu", "rnn_tanh_cell", "rnn_relu_cell"))(recurrent("RNN"))
+
+
+@register_rule(*named("tril", "triu"))
+def triangle(op):
+    """Zero where the last two axes' positions say so."""
+    x = op.inputs[0]
+    axes = [op.axis(x, d) for d in range(x.ndim)]
+    for axis in axes[-2:]:
+        op.pin(axis, f"is cut by position in {op.label}")
+    return op.output(axes, carried([x], axes))

@@ -1,0 +1,82 @@
+"""Normalisation. Per channel (batch, instance norm) a feature is on its own; over channels it is counted with the others."""
+
+import torch
+
+from .registry import named, register_rule
+from .zeros import both, either
+
+aten = torch.ops.aten
+
+
+def channel_axes(op, x, names):
+    """Axes for a norm per channel: everything else is normalised together. Parameters and statistics follow the channel."""
+    axes = [op.axis(x, d) for d in range(x.ndim)]
+    for d, axis in enumerate(axes):
+        if d > 1:
+            op.pin(axis, f"is normalised with others by {op.label}")
+    for name in names:
+        if op[name] is not None:
+            op.unify(axes[1], op.axis(op[name], 0))
+    if op["weight"] is not None:
+        op.makes(axes[1])
+    return axes
+
+
+def scaled_zero(zero, weight, bias, zeros):
+    """Where zero * weight + bias is zero."""
+    if weight is not None:
+        zero = either(zero, zeros(weight, 0))
+    return zero if bias is None else both(zero, zeros(bias, 0))
+
+
+@register_rule(aten.batch_norm.default)
+def batch_norm(op):
+    """Its output is zero only where both of its affine parameters are (folded by a filter): statistics move the rest."""
+    x, weight, bias = op["input"], op["weight"], op["bias"]
+    axes = channel_axes(op, x, ("weight", "bias", "running_mean", "running_var"))
+    op.pin(axes[0], f"is normalised with others by {op.label}")
+    return op.output(
+        axes, lambda zeros: [scaled_zero(None, weight, bias, zeros) if d == 1 else None for d in range(x.ndim)]
+    )
+
+
+@register_rule(aten.instance_norm.default)
+def instance_norm(op):
+    """Each channel of each sample on its own: with its own statistics, zeros stay zero but for the bias."""
+    x, weight, bias = op["input"], op["weight"], op["bias"]
+    axes = channel_axes(op, x, ("weight", "bias", "running_mean", "running_var"))
+
+    def zero(zeros):
+        still = zeros(x, 1) if op["use_input_stats"] else None
+        return [scaled_zero(still, weight, bias, zeros) if d == 1 else None for d in range(x.ndim)]
+
+    return op.output(axes, zero)
+
+
+@register_rule(*named("layer_norm", "rms_norm"))
+def layer_norm(op):
+    """The last axes are averaged over: their features are counted, so none may leave."""
+    x, bias = op["input"], op["bias"] if "bias" in op._args else None
+    axes = [op.axis(x, d) for d in range(x.ndim)]
+    first = x.ndim - len(op["normalized_shape"])
+    for d in range(first, x.ndim):
+        op.pin(axes[d], f"is normalised with others by {op.label}, which counts its features")
+    for name in ("weight", "bias"):
+        value = op[name] if name in op._args else None
+        if value is not None:
+            for d in range(value.ndim):
+                op.unify(axes[first + d], op.axis(value, d))
+    return op.output(axes, lambda zeros: [zeros(x, d) if d < first and bias is None else None for d in range(x.ndim)])
+
+
+@register_rule(aten.group_norm.default)
+def group_norm(op):
+    """Channels of a group are averaged over, so none may leave."""
+    x = op["input"]
+    axes = [op.axis(x, d) for d in range(x.ndim)]
+    for axis in axes[1:]:
+        op.pin(axis, f"is normalised with others by {op.label}, which counts its features")
+    for name in ("weight", "bias"):
+        if op[name] is not None:
+            op.unify(axes[1], op.axis(op[name], 0))
+    return op.output(axes)

@@ -1,0 +1,153 @@
+"""Cutting an axis into pieces, and picking from it."""
+
+import torch
+
+from .registry import named, register_rule
+from .zeros import carried
+
+aten = torch.ops.aten
+
+
+def cut(op, dim, places, follows=False):
+    """One output per slice in ``places``. follows: the code takes equal parts, whatever the width is.
+
+    Equal parts that cover the axis lose features in equal numbers. The positions of all others would move.
+    """
+    x = op.inputs[0]
+    dim %= x.ndim
+    axes = [op.axis(x, d) for d in range(x.ndim)]
+    whole = axes[dim]
+    if whole is not None and not equal_parts(places, len(whole)):
+        op.pin(whole, f"is cut at fixed positions by {op.label}")
+    elif whole is not None:
+        ids = whole.ids.reshape(len(places), -1)
+        op.unify_ids(ids[:1].expand_as(ids).reshape(-1), ids.reshape(-1))
+        if not follows:
+            op.doubt(whole)
+    return [[*axes[:dim], whole and op.new_axis(whole.ids[place]), *axes[dim + 1 :]] for place in places]
+
+
+def equal_parts(places, size):
+    return size % len(places) == 0 and sorted((p.start, p.stop) for p in places) == [
+        (k * size // len(places), (k + 1) * size // len(places)) for k in range(len(places))
+    ]
+
+
+def all_outputs(op, pieces):
+    x = op.inputs[0]
+    return op.outputs(pieces, lambda zeros: [carried([x], axes)(zeros) for axes in pieces])
+
+
+def successive(sizes):
+    """Slices of these sizes, one after another."""
+    ends = torch.tensor(sizes).cumsum(0).tolist()
+    return [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
+
+
+@register_rule(
+    *named(
+        "chunk", "unsafe_chunk", "split", "unsafe_split", "split_with_sizes", "unsafe_split_with_sizes", "tensor_split"
+    )
+)
+def split(op):
+    dim = op["dim"] % op.inputs[0].ndim
+    sizes = [meta.shape[dim] for meta in op.node.meta["val"]]
+    follows = "chunk" in op.name or op.name.endswith(".sections")
+    return all_outputs(op, cut(op, dim, successive(sizes), follows))
+
+
+def slice_of(node, size):
+    """(dim, slice) of a slicing node, whichever op it is, or None."""
+    name = getattr(getattr(node.target, "overloadpacket", None), "__name__", "")
+    args = [*node.args[1:], *[None] * 4]
+    if name == "narrow" and isinstance(args[1], int):
+        start = args[1] % max(size(args[0]), 1)
+        return args[0], slice(start, start + args[2])
+    if name != "slice":
+        return None
+    given = dict(zip(("dim", "start", "end", "step"), args, strict=False)) | dict(node.kwargs)
+    dim = given["dim"] or 0
+    return dim, slice(*slice(given["start"], given["end"], given["step"]).indices(size(dim)))
+
+
+@register_rule(aten.slice.Tensor, aten.narrow.default)
+def slice_tensor(op):
+    """All of an axis, or one of several parts: x[:, :n // 2] and x[:, n // 2:] are cut like a chunk."""
+    x = op.inputs[0]
+    dim, place = slice_of(op.node, lambda d: x.shape[d])
+    dim %= x.ndim
+    axis = op.axis(x, dim)
+    if axis is None or (place.start, place.stop, place.step or 1) == (0, x.shape[dim], 1):
+        axes = [op.axis(x, d) for d in range(x.ndim)]
+        return op.output(axes, carried([x], axes))
+    siblings = [slice_of(user, lambda d: x.shape[d]) for user in op.node.args[0].users]
+    places = {
+        (s.start, s.stop)
+        for found in siblings
+        if found and found[0] % x.ndim == dim
+        for s in [found[1]]
+        if (s.step or 1) == 1
+    }
+    places = [slice(*bounds) for bounds in sorted(places) if bounds != (0, x.shape[dim])]
+    if (place.step or 1) != 1:
+        op.pin(axis, f"is cut at fixed positions by {op.label}")
+        return op.output([None if d == dim else op.axis(x, d) for d in range(x.ndim)])
+    axes = cut(op, dim, places)[[(p.start, p.stop) for p in places].index((place.start, place.stop))]
+    return op.output(axes, carried([x], axes))
+
+
+@register_rule(*named("select", "unbind"))
+def select(op):
+    """One position of an axis: on an axis of features, others would move into its place."""
+    x = op.inputs[0]
+    dim = op["dim"] % x.ndim
+    op.pin(op.axis(x, dim), f"is picked by position in {op.label}")
+    axes = [op.axis(x, d) for d in range(x.ndim) if d != dim]
+    zero = carried([x], axes)
+    if isinstance(op.node.meta["val"], torch.Tensor):
+        return op.output(axes, zero)
+    count = len(op.node.meta["val"])
+    return op.outputs([axes] * count, lambda zeros: [zero(zeros)] * count)
+
+
+@register_rule(*named("index_select", "index"))
+def index(op):
+    """Positions picked by a tensor, from an axis on which nothing can leave; all other axes pass."""
+    x, indices = op.inputs[0], op["indices"] if "indices" in op._args else [None] * op["dim"] + [op["index"]]
+    where = [d for d, i in enumerate(indices) if i is not None]
+    if len(where) != 1 or indices[where[0]].dtype == torch.bool or op.name.startswith("aten.index_") and where[0] < 0:
+        op.pin_all(f"is picked by position in {op.label}")
+        return op.fixed()
+    dim, places = where[0], indices[where[0]]
+    for value, axis in [(x, dim), *((places, d) for d in range(places.ndim))]:
+        op.pin(op.axis(value, axis), f"is picked by position in {op.label}")
+    new = max(places.ndim, 1) if op.name.startswith("aten.index_select") else places.ndim
+    axes = [op.axis(x, d) for d in range(dim)] + [None] * new + [op.axis(x, d) for d in range(dim + 1, x.ndim)]
+    return op.output(axes, carried([x], axes))
+
+
+@register_rule(*named("flip", "fliplr", "flipud", "roll", "rot90"))
+def reorder(op):
+    x = op.inputs[0]
+    axes = [op.axis(x, d) for d in range(x.ndim)]
+    dims = (
+        [op["dims"]]
+        if isinstance(op["dims"], int)
+        else list(op["dims"])
+        if op.name.split(".")[1] in ("flip", "roll")
+        else []
+    )
+    for d in [d % x.ndim for d in dims] or range(x.ndim):
+        op.pin(axes[d], f"is put in another order by {op.label}")
+    if op.name.startswith("aten.rot90"):
+        return op.fixed()
+    return op.output(axes, carried([x], axes))
+
+
+@register_rule(aten.unfold.default)
+def unfold(op):
+    x = op.inputs[0]
+    dim = op["dimension"] % x.ndim
+    op.pin(op.axis(x, dim), f"is cut at fixed positions by {op.label}")
+    axes = [None if d == dim else op.axis(x, d) for d in range(x.ndim)]
+    return op.output([*axes, None], carried([x], [*axes, None]))

@@ -1,0 +1,114 @@
+"""Ops on the positions of an image: resampling, padding, and moves between positions and channels."""
+
+import torch
+
+from .registry import named, register_rule
+from .zeros import carried
+
+aten = torch.ops.aten
+
+
+def resampled(spatial):
+    def rule(op):
+        x = op.inputs[0]
+        axes = [op.axis(x, d) if d < x.ndim - spatial else None for d in range(x.ndim)]
+        for other in op.inputs:
+            for d in range(x.ndim - spatial if other is x else 0, other.ndim):
+                op.pin(op.axis(other, d), f"is a spatial axis of {op.label}")
+        return op.output(axes, carried([x], axes))
+
+    return rule
+
+
+for n, modes in {
+    1: ("nearest", "_nearest-exact", "linear"),
+    2: ("nearest", "_nearest-exact", "bilinear", "bicubic"),
+}.items():
+    for mode in modes:
+        start = "_" if mode.startswith("_") else ""
+        register_rule(*named(f"{start}upsample_{mode.removeprefix('_').replace('-', '_')}{n}d"))(resampled(n))
+register_rule(*named("upsample_nearest3d", "_upsample_nearest_exact3d", "upsample_trilinear3d"))(resampled(3))
+register_rule(*named("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "grid_sampler", "grid_sampler_2d"))(
+    resampled(2)
+)
+register_rule(*named("grid_sampler_3d"))(resampled(3))
+
+
+@register_rule(*named("pad", "constant_pad_nd"))
+def pad(op):
+    """Zeros stay zeros, unless a constant is added beside them; new positions on a feature axis never leave."""
+    x, sizes = op["self"], op["pad"]
+    mode = op["mode"] if "mode" in op._args else "constant"
+    value = (op["value"] if "value" in op._args else 0) or 0
+    axes = []
+    for d in range(x.ndim):
+        back = x.ndim - 1 - d
+        before, after = sizes[2 * back : 2 * back + 2] if 2 * back < len(sizes) else (0, 0)
+        axes.append(padded_axis(op, op.axis(x, d), before, after, mode))
+    return op.output(axes, carried([x], axes) if mode != "constant" or value == 0 else None)
+
+
+def padded_axis(op, axis, before, after, mode):
+    if axis is None or (before == 0 and after == 0):
+        return axis
+    if mode != "constant" or before < 0 or after < 0:
+        op.pin(axis, f"is padded by {op.label}")
+        return None
+    op.doubt(axis)
+    sides = [op.fresh_axis(n) for n in (before, after)]
+    for side in sides:
+        op.pin(side, f"is padding made by {op.label}")
+    return op.new_axis(torch.cat([sides[0].ids, axis.ids, sides[1].ids]))
+
+
+def moved(op, dim, change):
+    """The channels' features after ``change`` of their ids; the axes behind them are spatial."""
+    x = op.inputs[0]
+    axes = [op.axis(x, d) for d in range(dim + 1)] + [None] * (op.node.meta["val"].ndim - dim - 1)
+    for d in range(dim + 1, x.ndim):
+        op.pin(op.axis(x, d), f"is a spatial axis of {op.label}")
+    if axes[dim] is not None:
+        axes[dim] = op.new_axis(change(axes[dim].ids))
+    return op.output(axes, carried([x], axes))
+
+
+def as_one(op, ids, size):
+    """Every ``size`` neighbours become one feature."""
+    ids = ids.reshape(-1, size)
+    op.unify_ids(ids[:, :1].expand_as(ids).reshape(-1), ids.reshape(-1))
+    return ids[:, 0]
+
+
+@register_rule(aten.pixel_shuffle.default)
+def pixel_shuffle(op):
+    """r * r channels become the pixels of one: they leave together."""
+    return moved(op, op.inputs[0].ndim - 3, lambda ids: as_one(op, ids, op["upscale_factor"] ** 2))
+
+
+@register_rule(aten.pixel_unshuffle.default)
+def pixel_unshuffle(op):
+    return moved(op, op.inputs[0].ndim - 3, lambda ids: ids.repeat_interleave(op["downscale_factor"] ** 2))
+
+
+@register_rule(aten.im2col.default)
+def im2col(op):
+    kernel = op["kernel_size"]
+    return moved(op, op.inputs[0].ndim - 3, lambda ids: ids.repeat_interleave(kernel[0] * kernel[1]))
+
+
+@register_rule(aten.col2im.default)
+def col2im(op):
+    kernel = op["kernel_size"]
+    return moved(op, op.inputs[0].ndim - 2, lambda ids: as_one(op, ids, kernel[0] * kernel[1]))
+
+
+@register_rule(*named("channel_shuffle", "native_channel_shuffle"))
+def channel_shuffle(op):
+    """The j-th channels of all groups become neighbours, and leave together."""
+    x, groups = op.inputs[0], op["groups"]
+    axes = [op.axis(x, d) for d in range(x.ndim)]
+    if axes[1] is not None:
+        ids = axes[1].ids.reshape(groups, -1)
+        op.unify_ids(ids[:1].expand_as(ids).reshape(-1), ids.reshape(-1))
+        axes[1] = op.new_axis(ids.t().reshape(-1))
+    return op.output(axes, carried([x], axes))
