@@ -1,4 +1,4 @@
-"""Bad input is one line that names the argument and its value, with status 2; Ctrl-C saves; info tells how it was built."""
+"""Bad input is one line with the argument and its value, and status 2; Ctrl-C saves; info tells how it was built."""
 
 import json
 import os
@@ -170,8 +170,8 @@ def test_help_names_every_argument(capsys):
         main(["train", "--help"])
     assert end.value.code == 0
     text = capsys.readouterr().out
-    names = "data model lam width depth epochs batch-size lr filter-lr proximal every align seed device data-dir out no-collect"
-    for name in names.split():
+    sizes = "model width depth epochs batch-size every align"
+    for name in f"data lam lr filter-lr proximal seed device data-dir out no-collect {sizes}".split():
         assert f"--{name}" in text
     assert "130" in text
 

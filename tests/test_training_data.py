@@ -1,4 +1,4 @@
-"""The data sets: torchvision's files are read, normalised, fetched only where missing, and refused in one line where broken."""
+"""The data sets: torchvision's files are read, normalised, fetched where missing, refused in one line where broken."""
 
 import pickle
 import struct

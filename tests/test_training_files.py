@@ -19,15 +19,6 @@ QUICK = [*SIZE, "--lr", "1e-2", "--lam", "2e-2"]  # so that half of the units di
 FILES = ["history.jsonl", "history.png", "last.pt", "plain.pt2", "summary.json"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Networks this small are slower on several threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def out(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "new" / "folder"

@@ -1,4 +1,4 @@
-"""How training behaves: reproducible, the same with and without removal, on every kind of model the command line offers."""
+"""How training behaves: reproducible, the same with and without removal, on every kind of model."""
 
 import json
 import signal
@@ -11,15 +11,6 @@ from shrinknets_fast.training import loop
 from shrinknets_fast.training.progress import Interrupt
 
 QUICK = ["--width", "24", "--epochs", "3", "--batch-size", "64", "--lr", "1e-2", "--lam", "2e-2"]
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Networks this small are slower on several threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def run(folder, *options):

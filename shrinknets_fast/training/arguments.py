@@ -6,19 +6,19 @@ import sys
 
 DATA = ("digits", "mnist", "fashion", "cifar10")
 MODELS = ("mlp", "lenet5")
-# digits has 1,437 training images: smaller batches and more epochs give it the ~2,700 steps it needs, in 10 seconds or so.
+# digits has 1,437 training images: smaller batches and more epochs give it the 2,700 steps it needs, in seconds.
 EPOCHS = {"digits": 60}
 BATCH_SIZE = {"digits": 32}
 LAM = {"digits": 5e-3}
 WIDTH = {"mlp": 500, "lenet5": 5000}  # where the paper's runs start
 
 DESCRIPTION = """\
-Train an oversized network that finds its size. With no arguments: scikit-learn's digits, 500-500 hidden units, no network.
+Train an oversized network that finds its size. With no arguments: scikit-learn's digits, 500-500 units, no network.
 
 models:
   mlp     DEPTH hidden layers of WIDTH units: linear, ReLU, filter; then a linear layer
-  lenet5  two 5x5 convolutions of 50 channels, each with ReLU, filter and 2x2 max-pooling, DEPTH dense layers of WIDTH units
-          (1 by default), then a linear layer; images below 16x16 (digits) are padded by 2 in the convolutions
+  lenet5  two 5x5 convolutions of 50 channels, each with ReLU, filter and 2x2 max-pooling, DEPTH dense layers of WIDTH
+          units (1 by default), then a linear layer; images below 16x16 (digits) are padded by 2 in the convolutions
 """
 EPILOG = """\
 written to OUT:

@@ -44,7 +44,7 @@ def load(name, data_dir):
 
 
 def digits():
-    """scikit-learn's 1,797 8x8 images; a fixed fifth, drawn evenly from the classes, is the test set whatever the seed."""
+    """scikit-learn's 1,797 8x8 images; a fixed fifth, drawn evenly from the classes, is the test set for every seed."""
     datasets = require("sklearn.datasets", "scikit-learn", "--data digits")
     selection = require("sklearn.model_selection", "scikit-learn", "--data digits")
     images, labels = datasets.load_digits(return_X_y=True)

@@ -31,7 +31,7 @@ def make_folder(out):
 
 
 def replace(path, write):
-    """``write(part)``, then put the part in the place of ``path``: whoever reads it sees the old file or the new one."""
+    """``write(part)``, then put the part in its place: whoever reads ``path`` sees the old file or the new one."""
     part = path.with_name(f".{path.name}.part")
     try:
         with part.open("wb") as file:
