@@ -1,5 +1,6 @@
 """The garbage collector: looks at the filters between steps and removes what is dead, exactly."""
 
+import dataclasses
 import time
 import warnings
 import weakref
@@ -7,6 +8,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 import torch
+from torch.utils import _pytree as pytree
 
 from .errors import ShrinkError
 from .filters import named_filters
@@ -14,8 +16,11 @@ from .graph.apply import apply_plan
 from .graph.build import build
 from .graph.explain import explain
 from .graph.plan import make_plan
+from .graph.rehearse import Rehearsal
 from .graph.trace import checked_inputs, lookup
+from .nn import Gated
 from .optimizers import bury, checked_optimizers, parameters_of
+from .vanish import closed_branches, vanish
 
 __all__ = ["Collection", "GarbageCollector", "example_of"]
 
@@ -25,18 +30,23 @@ _examples = (
 
 
 def example_of(model):
-    """The fake example inputs of the last collector made for ``model``, or None."""
-    return _examples.get(model)
+    """Example inputs (args, kwargs) of zeros, as the last collector for ``model`` was given them, or None."""
+    example = _examples.get(model)
+    return pytree.tree_map_only(torch.Tensor, lambda t: torch.zeros(t.shape, dtype=t.dtype, device=t.device), example)
 
 
 @dataclass(frozen=True)
 class Collection:
-    """What one collection did: features removed per hub, bytes written and freed (state included), milliseconds."""
+    """What one collection did: features removed per hub, bytes written and freed (state included), milliseconds.
+
+    ``branches``: the residual branches that left as a whole.
+    """
 
     removed: dict
     bytes_moved: int
     bytes_freed: int
     milliseconds: float
+    branches: tuple = ()
 
 
 class GarbageCollector:
@@ -75,26 +85,28 @@ class GarbageCollector:
         if seed is not None:
             self._generator.manual_seed(seed)
         args, kwargs = checked_inputs(model, example_inputs, example_kwargs)
-        self._filters = {id(m.theta): (name, m.theta) for name, m in reversed(named_filters(model).items())}
-        names = {key: name for key, (name, _) in self._filters.items()}
-        self._network, self._hubs, self._rehearsal = build(model, args, kwargs, names)
+        self._trace(args, kwargs)
         self._steps = 0
+        self._kept_branches = set()  # closed, but they change the shape of their input, so they stay
         self._seen = {}  # id(theta) -> dead features at the last plan
         self._callbacks = OrderedDict()
         self._hooks = [o.register_step_post_hook(self._after_step) for o in self.optimizers]
         self._hooks += [o.register_step_pre_hook(self._before_step) for o in self.optimizers]
-        _examples[model] = (self._rehearsal.args, self._rehearsal.kwargs)
 
     def plan(self):
         """What a collection would remove now. Changes nothing."""
         self._check_model()
-        return self._plan(self._dead(), self._generator.clone_state())
+        plan = self._plan(self._dead(), self._generator.clone_state())
+        return dataclasses.replace(plan, branches=tuple(closed_branches(self.model)))
 
     def collect(self):
         """Remove whatever is dead now (a random share if ``removal`` < 1); returns a :class:`Collection`."""
         start = time.perf_counter()
         self._check_model()
         dead = self._dead()
+        branches = self._close_branches()
+        if branches:
+            dead = self._dead()
         plan = self._plan(dead, self._generator)
         self._seen = {key: int(mask.sum()) for key, mask in dead.items()}
         moved = freed = 0
@@ -107,7 +119,7 @@ class GarbageCollector:
             for name in plan.padded:
                 warnings.warn(f"{name}: all its features are dead; one stays as padding", stacklevel=2)
             self._tell(plan)
-        return Collection(plan.removed, moved, freed, (time.perf_counter() - start) * 1e3)
+        return Collection(plan.removed, moved, freed, (time.perf_counter() - start) * 1e3, branches)
 
     def step(self):
         """Call after ``optimizer.step()``: collects when due and returns the :class:`Collection`, else None.
@@ -123,12 +135,14 @@ class GarbageCollector:
         if not any(count > 0 and count >= self.min_dead * len(dead[key]) for key, count in new.items()):
             return None
         collection = self.collect()
-        return collection if collection.removed else None
+        return collection if collection.removed or collection.branches else None
 
     def explain(self):
         """Every hub: who makes it, who reads it, its size, whether it can shrink and, if not, the op to blame."""
         self._check_model()
-        return explain(self._network, self._hubs, self._dead())
+        vanished = [name for name, m in self.model.named_modules() if isinstance(m, Gated) and m.vanished]
+        lines = [f"{name}: this branch is closed and has left the network" for name in vanished]
+        return "\n".join([explain(self._network, self._hubs, self._dead()), *lines])
 
     def on_removed(self, callback):
         """``callback(hub_name, kept)`` after each removal; kept: the positions that stayed. Returns a handle to remove it."""
@@ -146,6 +160,32 @@ class GarbageCollector:
     def load_state_dict(self, state):
         self._generator.set_state(state["generator"].cpu())
         self._steps = int(state["steps"])
+
+    def _trace(self, args, kwargs):
+        model = self.model
+        self._filters = {id(m.theta): (name, m.theta) for name, m in reversed(named_filters(model).items())}
+        names = {key: name for key, (name, _) in self._filters.items()}
+        self._network, self._hubs, self._rehearsal = build(model, args, kwargs, names)
+        _examples[model] = (self._rehearsal.args, self._rehearsal.kwargs)
+
+    def _close_branches(self):
+        """Take out the residual branches whose gate is dead; the network that is left is traced anew."""
+        branches = closed_branches(self.model)
+        branches = {name: gated for name, gated in branches.items() if name not in self._kept_branches}
+        if not branches:
+            return ()
+        args, kwargs = example_of(self.model)
+        shapes = Rehearsal(self.model, args, kwargs).output_shapes(self.model)
+        gone = vanish(
+            self.model,
+            branches,
+            self.optimizers,
+            lambda: Rehearsal(self.model, args, kwargs).output_shapes(self.model) == shapes,
+        )
+        self._kept_branches.update(set(branches) - set(gone))
+        if gone:
+            self._trace(args, kwargs)
+        return gone
 
     def _dead(self):
         """{id(theta): mask of its dead features, on the CPU}; an error where one is not finite."""

@@ -4,12 +4,11 @@ import copy
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from .collector import GarbageCollector, example_of
 from .errors import ShrinkError
 from .filters import named_filters
-from .nn import Filter
+from .nn import Filter, Gated
 from .ops.fold import fold
 from .placement import replace
 
@@ -30,6 +29,13 @@ class _Scale(nn.Module):
         return (input.transpose(self.dim, -1) * self.scale).transpose(self.dim, -1)
 
 
+class _Nothing(nn.Module):
+    """What is left of a closed branch: zeros of its input's shape."""
+
+    def forward(self, input):
+        return torch.zeros_like(input)
+
+
 @torch.no_grad()
 def fold_filters(model, example_inputs=None, *, example_kwargs=None):
     """A plain ``torch.nn`` copy of ``model`` for inference: theta folded, dead features gone, no need of this package.
@@ -43,6 +49,10 @@ def fold_filters(model, example_inputs=None, *, example_kwargs=None):
     if any(not bool(m.alive.all()) for m in named_filters(plain).values()):
         args, kwargs = known_inputs(model, example_inputs, example_kwargs)
         GarbageCollector(plain, args, example_kwargs=kwargs, align=1).collect()
+    for module in [m for m in plain.modules() if isinstance(m, Gated)]:
+        closed = not bool(module.gate.alive.any())
+        left = torch.fx.symbolic_trace(_Nothing()) if closed else nn.Sequential(module[0], module.gate)
+        replace(plain, module, left.train(module.training))
     for module in named_filters(plain).values():
         new = folded(module)
         if module is plain:
@@ -62,7 +72,7 @@ def known_inputs(model, example_inputs, example_kwargs):
         raise ShrinkError(
             f"fold_filters: {type(model).__name__} has dead features and no collector was made for it; pass example_inputs"
         )
-    return pytree.tree_map_only(torch.Tensor, lambda t: torch.zeros(t.shape, dtype=t.dtype, device=t.device), example)
+    return example
 
 
 def folded(module):

@@ -5,9 +5,10 @@ from torch import nn
 
 from .errors import ShrinkError
 from .filters import named_filters
+from .graph.branches import find_branches
 from .graph.build import build
+from .graph.places import candidates, find_places
 from .graph.trace import checked_inputs
-from .graph.verdict import judge
 from .nn import (
     Filter,
     FilteredBatchNorm1d,
@@ -17,6 +18,7 @@ from .nn import (
     FilteredConv2d,
     FilteredConv3d,
     FilteredLinear,
+    Gated,
     checked_init,
 )
 
@@ -44,50 +46,43 @@ def add_filters(model, example_inputs, *, example_kwargs=None, exclude=(), init=
     ``nn.Sequential(activation, Filter)``. Layers whose features cannot leave (the output's, say) get none. Parameters and
     modules keep their identity.
 
+    residual: "inner" filters what lies inside the branches of residual networks; "tied" also their trunks, with one theta
+    shared by all modules that write to a trunk, so that it can shrink. depth: put a gate, one theta for the whole tensor, behind
+    every residual branch (``Gated``); a collection takes the branch of a dead gate out of the network.
+
     exclude: dotted names of modules that get no filter, nor anything inside them.
     """
     checked_init("add_filters", init)
-    if residual != "inner" or depth:
-        value = f"residual is {residual!r}" if residual != "inner" else f"depth is {depth!r}"
-        raise ShrinkError(
-            f"add_filters: {value}; this version adds filters inside branches only ('inner', depth=False)"
-        )
-    names = dict(model.named_modules())
+    if residual not in ("inner", "tied"):
+        raise ShrinkError(f"add_filters: residual is {residual!r}, expected 'inner' or 'tied'")
+    modules = dict(model.named_modules())
     for name in exclude:
-        if name not in names:
+        if name not in modules:
             raise ShrinkError(f"add_filters: exclude names {name!r}, which is no module of {type(model).__name__}")
     args, kwargs = checked_inputs(model, example_inputs, example_kwargs)
     network, _, _ = build(model, args, kwargs, {})
-    for name, dim, size in places(model, network, tuple(exclude)):
-        insert(model, name, dim, size, init)
+    allowed = {n: m for n, m in modules.items() if not any(n == e or n.startswith(f"{e}.") for e in exclude)}
+    holders = {name: module for name, module in allowed.items() if can_hold(module)}
+    found = list(candidates(network, holders, feature_dim))
+    places = find_places(network, found, filtered_features(model, network), tied=residual == "tied")
+    branches = [b.module for b in find_branches(network) if b.module in allowed] if depth else []
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(()))
+    for place in places:
+        insert(model, [modules[name] for name in place.modules], place, init, like)
+    for name in branches:
+        module = modules[name]
+        replace(model, module, Gated(module, Filter(1, init=init, device=like.device, dtype=like.dtype)))
     return model
 
 
-def places(model, network, exclude):
-    """(module name, dimension, features) of each place for a filter, in the order of the forward."""
+def filtered_features(model, network):
+    """Mask over features: those that have a filter already."""
     covered = torch.zeros(network.features.count, dtype=torch.bool)
     for module in named_filters(model).values():
         bound = network.bound.get(id(module.theta))
-        if bound is not None:
+        if bound is not None and bound.value.axes[0] is not None:
             covered[bound.value.axes[0].ids] = True
-    modules = dict(model.named_modules())
-    found = []
-    for name, calls in network.outputs.items():
-        module = modules.get(name)
-        excluded = any(name == e or name.startswith(f"{e}.") for e in exclude)
-        if (
-            excluded or not can_hold(module) or any(len(made) != 1 for made in calls)
-        ):  # called twice: no place of its own
-            continue
-        outputs = [made[-1] for made in calls]
-        dim = feature_dim(module, outputs)
-        if dim is None or bool(covered[outputs[0].axes[dim].ids].any()):
-            continue
-        ids = outputs[0].axes[dim].ids
-        if bool(judge(network, {}, dict.fromkeys(outputs, dim)).removable[ids].all()):
-            covered[ids] = True
-            found.append((name, dim, len(ids)))
-    return found
+    return covered
 
 
 def can_hold(module):
@@ -102,32 +97,31 @@ def can_hold(module):
         return bool((module(torch.zeros(2, 2)) != 0).any())
 
 
-def feature_dim(module, outputs):
-    """The dimension of the output that holds the features, or None. Called several times, or with other axes: None."""
-    first = outputs[0]
-    if not hasattr(first, "axes") or any(getattr(o, "shape", None) != first.shape for o in outputs):
-        return None
+def feature_dim(module, output):
+    """The dimension of ``output`` that holds what the module makes, or None."""
     if isinstance(module, nn.Linear):
-        dims = [first.ndim - 1]
-    elif type(module) in FILTERED:
-        dims = [1] if first.ndim > 1 else []
-    else:
-        dims = [d for d in range(1, first.ndim) if first.axes[d] is not None]
-    return dims[0] if len(dims) == 1 and all(o.axes[dims[0]] is not None for o in outputs) else None
-
-
-def insert(model, name, dim, size, init):
-    module = model.get_submodule(name)
+        return output.ndim - 1
     if type(module) in FILTERED:
-        parameter = next((p for p in module.parameters()), None)
-        factory = {} if parameter is None else {"device": parameter.device, "dtype": parameter.dtype}
-        module.__class__ = FILTERED[type(module)]  # the object stays: hooks and references to it stay valid
-        module.activation = None
-        module.attach_theta(size, init, None, **factory)
-        return
-    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(()))
-    filter = Filter(size, dim=dim, init=init, device=like.device, dtype=like.dtype)
-    replace(model, module, nn.Sequential(module, filter).train(module.training))
+        return 1 if output.ndim > 1 else None
+    dims = [d for d in range(1, output.ndim) if output.axes[d] is not None]
+    return dims[0] if len(dims) == 1 else None
+
+
+def insert(model, modules, place, init, like):
+    """Give the modules of one place their filter; where there are several they share its theta."""
+    theta = None
+    for module in modules:
+        parameter = next(module.parameters(), like)
+        factory = {"device": parameter.device, "dtype": parameter.dtype}
+        if type(module) in FILTERED:
+            module.__class__ = FILTERED[type(module)]  # the object stays: hooks and references to it stay valid
+            module.activation = None
+            module.attach_theta(place.size, init, theta, **factory)
+            theta = module.theta
+        else:
+            filter = Filter(place.size, dim=place.dim, init=init, theta=theta, **factory)
+            replace(model, module, nn.Sequential(module, filter).train(module.training))
+            theta = filter.theta
 
 
 def replace(model, old, new):

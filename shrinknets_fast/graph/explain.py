@@ -8,7 +8,7 @@ from .verdict import judge
 
 def explain(network, hubs, dead):
     """dead: {id(theta): bool mask} as it is now; what could shrink is judged as if every filter were dead."""
-    possible = judge(network, {key: torch.ones_like(mask) for key, mask in dead.items()})
+    possible = judge(network, {key: torch.ones_like(mask) for key, mask in dead.items()}, idle_too=False)
     died = dead_features(network, dead)
     return "\n".join(line for hub in hubs for line in describe(hub, possible, died))
 

@@ -35,7 +35,8 @@ def find_hubs(network, theta_names):
     members = [torch.nonzero(group == k).flatten() for k in range(len(kinds)) if int(kinds[k])]
     members.sort(key=lambda ids: int(ids[0]))
     taken = {}
-    return [one_hub(network, owners, ids, taken) for ids in members]
+    hubs = [one_hub(network, owners, ids, taken) for ids in members]
+    return [hub for hub in hubs if len(hub) > 1 or hub.filtered]  # a lone feature cannot leave anyway
 
 
 def one_hub(network, owners, ids, taken):
@@ -43,14 +44,22 @@ def one_hub(network, owners, ids, taken):
     inside[ids] = True
     name, axis, rank = min((o for o in owners if bool(inside[o[1].ids].any())), key=lambda owner: owner[2])
     if rank == 0:
-        ids = axis.ids[inside[axis.ids]]
+        ids = in_order(axis.ids[inside[axis.ids]])
     if rank == 2:
         name = f"{name} input"
     taken[name] = taken.get(name, 0) + 1
     if taken[name] > 1:
         name = f"{name}#{taken[name]}"
-    reads = [(read.value.axes[read.dim], read.label) for read in network.reads]
+    reads = [(read.value.axes[read.dim], read.op.label) for read in network.reads]
     return Hub(name, ids, rank == 0, labels(network.makes, inside), labels(reads, inside))
+
+
+def in_order(ids):
+    """Each feature once, in the order of its first position: a feature of a grouped convolution has one in every group."""
+    _, inverse = torch.unique(ids, return_inverse=True)
+    places = torch.arange(len(ids))
+    first = places.new_full((int(inverse.max()) + 1,), len(ids)).scatter_reduce(0, inverse, places, "amin")
+    return ids[first.sort().values]
 
 
 def labels(entries, inside):

@@ -23,11 +23,11 @@ class Bound:
 
 @dataclass(frozen=True)
 class Read:
-    """``label`` adds up the positions of this axis: it loses nothing where they are zero, and needs all others."""
+    """``op`` adds up the positions of this axis: it loses nothing where they are zero, and needs all others."""
 
     value: Value
     dim: int
-    label: str
+    op: Op
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,8 @@ class Network:
         self.reads = []
         self.makes = []  # (axis, label): who writes the features of this axis
         self.steps = []
+        self.ops = []  # every op that was read, in order
+        self.returned = set()  # the values that are the model's outputs
         self.outputs = {}  # module name -> the values of the ops in its own forward, one list per mode
         self.unknown = set()
         for mode in traced:
@@ -76,18 +78,20 @@ class Network:
                 values[node] = constant(node) if tensor is None else self.bind(name, tensor)
             elif node.op == "output":
                 for value in tree_values(node.args, values):
+                    self.returned.add(value)
                     for axis in value.all_axes(self.features):
                         self.features.pin(axis, "is the model's output")
             elif node.op == "call_function" and node.target is operator.getitem:
                 values[node] = values[node.args[0]][node.args[1]]
             elif node.op == "call_function":
-                op = Op(self, node, values)
+                op = Op(self, node, values, mode.mode)
                 values[node] = self._read_op(op)
+                self.ops.append(op)
                 self._follow_writes(op, values, storage, order)
                 if isinstance(values[node], Value) and values[node].ndim:  # a counter's update is no output
                     outputs.setdefault(op.module, []).append(values[node])
             elif not node.name.startswith("_guards"):
-                values[node] = self._unknown(Op(self, node, values))
+                values[node] = self._unknown(Op(self, node, values, mode.mode))
         for module, made in outputs.items():
             self.outputs.setdefault(module, []).append(made)
 
@@ -131,6 +135,26 @@ class Network:
         return state
 
 
+def idle_ops(network, zeros):
+    """The ops of whose outputs nobody wants anything, because a closed gate or a dead layer is all that follows."""
+    users = {}
+    for op in network.ops:
+        for value in op.inputs:
+            users.setdefault(value, []).append(op)
+    idle = set()
+    for op in reversed(network.ops):
+
+        def unwanted(value):
+            if value in network.returned:
+                return False
+            followers = users.get(value)
+            return zeros.everywhere(value) or (bool(followers) and all(user in idle for user in followers))
+
+        if op.results and all(unwanted(value) for value in op.results):
+            idle.add(op)
+    return idle
+
+
 class Zeros:
     """For each value and dimension: which positions hold nothing but zeros. None means that none is known to."""
 
@@ -143,6 +167,10 @@ class Zeros:
     def __call__(self, value, dim):
         known = self._known.get(value)
         return None if known is None else known[dim]
+
+    def everywhere(self, value):
+        """Whether all of the value is known to be zero."""
+        return any(mask is not None and len(mask) and bool(mask.all()) for mask in self._known.get(value, ()))
 
     def dead(self, theta):
         return self._dead.get(id(theta.tensor))

@@ -34,19 +34,25 @@ class Value:
 class Op:
     """One call in the traced graph. ``op["weight"]`` is an argument by its schema's name: a Value, or a plain constant."""
 
-    def __init__(self, network, node, values):
+    def __init__(self, network, node, values, mode):
         self.network = network
+        self.mode = mode
         self.node = node
+        self.results = ()
         self.target = node.target
         self.name = str(node.target).removesuffix(".default")
         self._nodes = dict(zip(argument_names(node), node.args, strict=False)) | dict(node.kwargs)
         self._args = {name: torch.fx.node.map_arg(arg, lambda n: values[n]) for name, arg in self._nodes.items()}
 
     @property
+    def modules(self):
+        """The dotted names of the modules whose forward is running, the model's own (empty) first."""
+        return [name for name, _ in (self.node.meta.get("nn_module_stack") or {}).values()]
+
+    @property
     def module(self):
         """The dotted name of the module whose forward calls this op; empty for the model itself."""
-        stack = self.node.meta.get("nn_module_stack") or {}
-        return list(stack.values())[-1][0] if stack else ""
+        return self.modules[-1] if self.modules else ""
 
     @property
     def module_type(self):
@@ -118,7 +124,7 @@ class Op:
         from .network import Read
 
         if self.axis(value, dim) is not None:
-            self.network.reads.append(Read(value, dim % value.ndim, self.label))
+            self.network.reads.append(Read(value, dim % value.ndim, self))
 
     def reads_product(self, *places):
         """The op adds up products, one factor from each (value, dim): it loses nothing where one factor is zero."""
@@ -137,7 +143,7 @@ class Op:
             return [[torch.stack(known).any(0) if known else None]]
 
         self.network.steps.append(Step((product,), zero))
-        self.network.reads.append(Read(product, 0, self.label))
+        self.network.reads.append(Read(product, 0, self))
 
     def makes(self, axis):
         """The op writes the features of this axis."""
@@ -169,11 +175,13 @@ class Op:
         for meta in [metas] if single else metas:
             known = isinstance(meta, torch.Tensor)
             values.append(Value(meta.shape if known else (), meta.dtype if known else None, None))
+        self.results = tuple(values)
         return values[0] if single else values
 
     def _step(self, values, zero):
         from .network import Step
 
+        self.results = values
         if zero is not None:
             self.network.steps.append(Step(values, zero))
 

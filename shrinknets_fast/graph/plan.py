@@ -38,12 +38,16 @@ class TensorPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a collection would remove. ``print(plan)`` is a table; ``bytes_freed`` counts parameters and buffers only."""
+    """What a collection would remove. ``print(plan)`` is a table; ``bytes_freed`` counts parameters and buffers only.
+
+    ``branches``: the residual branches that leave as a whole, because their gate is dead.
+    """
 
     hubs: tuple
     tensors: tuple
     gone: torch.Tensor
     padded: tuple
+    branches: tuple = ()
 
     def __bool__(self):
         return bool(self.tensors)
@@ -68,6 +72,7 @@ class Plan:
             rows.append((hub.name, hub.total, hub.dead, hub.removed, len(hub.kept), hub.blocked))
         widths = [max(len(str(row[i])) for row in rows) for i in range(5)]
         lines = ["  ".join(str(c).ljust(w) for c, w in zip(row, [*widths, 0], strict=True)).rstrip() for row in rows]
+        lines += [f"{name}: the branch leaves" for name in self.branches]
         return "\n".join([*lines, f"{len(self.tensors)} tensors change, {self.bytes_freed} bytes are freed"])
 
 
@@ -80,7 +85,7 @@ def make_plan(network, hubs, dead, *, align=1, removal=1.0, generator=None):
     for hub in hubs:
         leave = verdict.removable[hub.ids]
         chosen = choose(leave, align, removal, generator)
-        if len(hub) and bool(leave.all()):
+        if len(hub) and bool((leave & died[hub.ids]).all()):
             padded.append(hub.name)
         gone[hub.ids[chosen]] = True
         blocked = hub.ids[died[hub.ids] & ~leave]

@@ -27,9 +27,9 @@ class Rehearsal:
     def run(self, model, tensors, at):
         """Raise if the model cannot run with these :class:`TensorPlan` s, or gives another shape than before."""
         if self.shapes is None:
-            self.shapes = self._output_shapes(model, {})
+            self.shapes = self.output_shapes(model)
         try:
-            shapes = self._output_shapes(model, {id(t.tensor): t.shape for t in tensors})
+            shapes = self.output_shapes(model, {id(t.tensor): t.shape for t in tensors})
         except Exception as error:
             raise ShrinkError(f"{type(model).__name__} cannot run at {at}: {shortened(error)}{blame(error)}") from error
         for mode, before in self.shapes.items():
@@ -39,7 +39,7 @@ class Rehearsal:
                     "its forward depends on a width that is written into the code"
                 )
 
-    def _output_shapes(self, model, sizes):
+    def output_shapes(self, model, sizes=None):
         """{mode: output shapes} of a fake copy of ``model`` whose tensors have ``sizes`` ({id(tensor): shape})."""
         with self.mode, torch.no_grad():
             shadow = copy.deepcopy(model, self._fakes(model, sizes))
@@ -56,7 +56,7 @@ class Rehearsal:
         """Fake twins of all parameters and buffers, as deepcopy's memo: the copy takes no memory."""
         fakes = {}
         for tensor in (*model.parameters(), *model.buffers()):
-            shape = sizes.get(id(tensor), tensor.shape)
+            shape = (sizes or {}).get(id(tensor), tensor.shape)
             fake = torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
             is_parameter = isinstance(tensor, torch.nn.Parameter)
             fakes[id(tensor)] = torch.nn.Parameter(fake, tensor.requires_grad) if is_parameter else fake

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
+from .network import idle_ops
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -14,10 +16,11 @@ class Verdict:
     reasons: tuple
 
 
-def judge(network, dead, supposed=None):
-    """A feature may leave when it is read, every reader sees a zero, and nothing needs it for another reason.
+def judge(network, dead, supposed=None, idle_too=True):
+    """A feature may leave when every reader sees a zero or is idle, and nothing needs it for another reason.
 
-    dead: {id(theta): bool mask}; supposed: see :meth:`Network.zeros`.
+    dead: {id(theta): bool mask}; supposed: see :meth:`Network.zeros`; idle_too: whether what a
+    closed gate or a dead layer makes superfluous may leave too.
     """
     count = network.features.count
     zeros = network.zeros(dead, supposed)
@@ -27,12 +30,17 @@ def judge(network, dead, supposed=None):
     for axis, reason in network.features.pins:
         note(blame, axis.ids, len(reasons))
         reasons.append(reason)
+    # only a filter without a single live feature leaves ops idle
+    idle = (
+        idle_ops(network, zeros) if idle_too and any(len(mask) and bool(mask.all()) for mask in dead.values()) else ()
+    )
     for entry in network.reads:
         ids = entry.value.axes[entry.dim].ids
         zero = zeros(entry.value, entry.dim)
         read[ids] = True
-        note(blame, ids if zero is None else ids[~zero], len(reasons))
-        reasons.append(f"is not zero where {entry.label} reads it")
+        if entry.op not in idle:
+            note(blame, ids if zero is None else ids[~zero], len(reasons))
+        reasons.append(f"is not zero where {entry.op.label} reads it")
     return Verdict(read & (blame < 0), blame, tuple(reasons))
 
 

@@ -1,0 +1,42 @@
+"""Depth: a residual branch whose gate is dead leaves the network, and its parameters leave the optimizer."""
+
+import torch
+from torch import nn
+
+from .nn import Gated
+
+
+def closed_branches(model):
+    """{name: Gated} of those whose gate is dead and whose branch is still there."""
+    gated = {name: m for name, m in model.named_modules() if isinstance(m, Gated) and not m.vanished}
+    return {name: m for name, m in gated.items() if not bool(m.gate.alive.any())}
+
+
+@torch.no_grad()
+def vanish(model, branches, optimizers, still_runs):
+    """Take the branches out and return the names of those that went.
+
+    ``still_runs()`` tells whether the model still does; where it does not, because a branch changes the shape of its input,
+    that branch stays as it was.
+    """
+    before = {id(p) for p in model.parameters()}
+    gone = []
+    for name, gated in branches.items():
+        branch = gated[0]
+        gated[0] = nn.Identity().train(gated.training)
+        if still_runs():
+            gone.append(name)
+        else:
+            gated[0] = branch
+    left = {id(p) for p in model.parameters()}
+    for optimizer in optimizers:
+        drop(optimizer, before - left)
+    return tuple(gone)
+
+
+def drop(optimizer, gone):
+    """Take the parameters with these ids out of the optimizer, with their state."""
+    for group in optimizer.param_groups:
+        group["params"] = [p for p in group["params"] if id(p) not in gone]
+    for p in [p for p in optimizer.state if id(p) in gone]:
+        del optimizer.state[p]
