@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from .errors import ShrinkError
 from .filters import named_filters
+from .following import Following
 from .graph.apply import apply_plan
 from .graph.build import build
 from .graph.explain import explain
@@ -59,6 +60,9 @@ class GarbageCollector:
     looks. min_dead: ``step()`` collects once this fraction of a hub is newly dead. removal: the random share of the dead that
     a collection removes; seed: for that choice.
 
+    follow: copies that shrink with the model (EMA copies): modules, dicts by name, or lists in the order of
+    ``model.parameters()``. follow_dead: "wait" keeps a feature until it is dead in every copy too, "drop" does not.
+
     Raises ShrinkError, with nothing changed, for what cannot be traced, followed or run at the smaller size.
     """
 
@@ -74,6 +78,8 @@ class GarbageCollector:
         min_dead=0.05,
         removal=1.0,
         seed=None,
+        follow=(),
+        follow_dead="wait",
     ):
         self.model = model
         self.optimizers = checked_optimizers(optimizers)
@@ -81,6 +87,10 @@ class GarbageCollector:
         self.align = checked_count("align", default_align(model) if align is None else align)
         self.min_dead = checked_share("min_dead", min_dead, smallest_allowed=True)
         self.removal = checked_share("removal", removal, smallest_allowed=False)
+        if follow_dead not in ("wait", "drop"):
+            raise ShrinkError(f"GarbageCollector: follow_dead is {follow_dead!r}, expected 'wait' or 'drop'")
+        self._following = Following(model, follow)
+        self._waits = follow_dead == "wait"
         self._generator = torch.Generator()
         if seed is not None:
             self._generator.manual_seed(seed)
@@ -113,7 +123,13 @@ class GarbageCollector:
         if plan:
             self._rehearsal.run(self.model, plan.tensors, plan.widths)
             moved, freed = apply_plan(
-                plan, self._network, self._hubs, self.model, self.optimizers, self._rehearsal.depthwise
+                plan,
+                self._network,
+                self._hubs,
+                self.model,
+                self.optimizers,
+                self._following,
+                self._rehearsal.depthwise,
             )
             self._seen = {key: int(mask.sum()) for key, mask in self._dead().items()}
             for name in plan.padded:
@@ -196,6 +212,10 @@ class GarbageCollector:
                 bad = values[~torch.isfinite(values)][0].item()
                 raise ShrinkError(f"{name}.theta holds {bad}: training has diverged, nothing was removed")
             dead[key] = values <= 0
+            for copy in (
+                self._following.tensors(f"{name}.theta" if name else "theta", theta.shape) if self._waits else ()
+            ):
+                dead[key] &= copy.detach().cpu() <= 0
         return dead
 
     def _plan(self, dead, generator):

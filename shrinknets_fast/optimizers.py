@@ -22,12 +22,19 @@ def checked_optimizers(optimizers):
 
 
 def state_tensors(optimizer, parameter):
-    """{name: tensor} of the optimizer's state that is shaped like ``parameter``; one-element counters are left out."""
+    """{name: tensor} of the optimizer's state that goes where ``parameter`` goes.
+
+    Each of its dimensions is the parameter's, or one entry for all (Adafactor's row and column statistics). Counters are left
+    out; anything else is an error that names it.
+    """
     shaped = {}
     for name, value in optimizer.state.get(parameter, {}).items():
         if not isinstance(value, torch.Tensor) or value.dim() == 0:
             continue
-        if value.shape != parameter.shape:
+        fits = value.dim() == parameter.dim() and all(
+            mine in (size, 1) for mine, size in zip(value.shape, parameter.shape, strict=True)
+        )
+        if not fits:
             raise ShrinkError(
                 f"{type(optimizer).__name__}: state {name!r} has shape {tuple(value.shape)}, expected the parameter's "
                 f"{tuple(parameter.shape)}; this optimizer's state cannot be shrunk"
@@ -52,4 +59,5 @@ def bury(optimizer, thetas):
             dead = theta <= 0
             theta.masked_fill_(dead, 0)
             for value in state_tensors(optimizer, theta).values():
-                value.masked_fill_(dead, 0)
+                if value.shape == theta.shape:
+                    value.masked_fill_(dead, 0)

@@ -6,20 +6,21 @@ from ..optimizers import state_tensors
 from .modules import sync_sizes
 
 
-def members(tensor, optimizers):
-    """All tensors shaped like ``tensor`` that go where it goes: itself, its gradient, its state in each optimizer."""
-    found = [tensor]
-    if tensor.grad is not None:
-        found.append(tensor.grad)
+def members(plan, optimizers, following):
+    """All tensors that go where the planned one goes: itself, its copies, their gradients, its state in each optimizer."""
+    found = [plan.tensor, *following.tensors(plan.name, plan.tensor.shape)]
+    found += [t.grad for t in found if t.grad is not None]
     for optimizer in optimizers:
-        found.extend(state_tensors(optimizer, tensor).values())
+        found.extend(state_tensors(optimizer, plan.tensor).values())
     return found
 
 
-def taken(tensor, keep):
-    """The positions ``keep`` of ``tensor``, dense, in its own memory format."""
+def taken(tensor, keep, shape):
+    """The positions ``keep`` of ``tensor``, dense, in its own memory format. shape: that of the parameter it belongs to."""
     result = tensor.detach()
     for dim, index in keep.items():
+        if tensor.shape[dim] != shape[dim]:  # one entry for all features of this dimension
+            continue
         result = result.index_select(dim, index.to(tensor.device))
     for layout in (torch.channels_last, torch.channels_last_3d):
         if tensor.dim() == (4 if layout is torch.channels_last else 5) and not tensor.is_contiguous():
@@ -28,12 +29,15 @@ def taken(tensor, keep):
 
 
 @torch.no_grad()
-def apply_plan(plan, network, hubs, model, optimizers, depthwise):
+def apply_plan(plan, network, hubs, model, optimizers, following, depthwise):
     """Compact everything the plan names. Returns (bytes written, bytes freed).
 
     All new tensors exist before the first one is put in place, so that a failure leaves the model as it was.
     """
-    work = [(old, taken(old, t.keep)) for t in plan.tensors for old in members(t.tensor, optimizers)]
+    work = []
+    for t in plan.tensors:
+        shape = tuple(t.tensor.shape)
+        work += [(old, taken(old, t.keep, shape)) for old in members(t, optimizers, following)]
     moved = sum(new.numel() * new.element_size() for _, new in work)
     freed = sum(old.numel() * old.element_size() for old, _ in work) - moved
     for old, new in work:
@@ -44,4 +48,5 @@ def apply_plan(plan, network, hubs, model, optimizers, depthwise):
     for hub in hubs:
         hub.ids = hub.ids[~plan.gone[hub.ids]]
     sync_sizes(model, depthwise)
+    following.sync(depthwise)
     return moved, freed
