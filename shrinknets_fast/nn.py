@@ -4,6 +4,7 @@ import math
 
 import torch
 from torch import nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from . import functional
 from .errors import ShrinkError
@@ -22,6 +23,11 @@ __all__ = [
 ]
 
 
+# The affine weights of filtered batch norms: convert_sync_batchnorm hands them to a SyncBatchNorm and drops theta without a
+# word, and this is how that is noticed.
+FILTERED_NORM_WEIGHTS = WeakTensorKeyDictionary()
+
+
 class FilterBase:
     """What all layers with a filter share. ``theta``: Parameter of shape (C,); feature k is dead once theta[k] <= 0."""
 
@@ -37,6 +43,8 @@ class FilterBase:
         """Create ``theta``, or share the one given."""
         name = type(self).__name__
         self.init = checked_init(name, init)
+        if isinstance(self, nn.modules.batchnorm._BatchNorm) and self.weight is not None:
+            FILTERED_NORM_WEIGHTS[self.weight] = True
         self.owns_theta = theta is None
         if theta is None:
             self.theta = nn.Parameter(torch.empty(num_features, **factory))

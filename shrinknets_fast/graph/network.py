@@ -8,7 +8,9 @@ import torch
 
 from . import rules
 from .features import FeatureSpace
+from .module_op import ModuleOp, module_calls
 from .op import Op, Value
+from .rules.registry import MODULES
 
 
 @dataclass
@@ -71,6 +73,7 @@ class Network:
 
     def _read_graph(self, mode):
         values, storage, outputs = {}, {}, {}
+        calls = module_calls(mode.graph)
         order = {node: i for i, node in enumerate(mode.graph.nodes)}
         for node in mode.graph.nodes:
             if node.op == "placeholder":
@@ -81,6 +84,10 @@ class Network:
                     self.returned.add(value)
                     for axis in value.all_axes(self.features):
                         self.features.pin(axis, "is the model's output")
+            elif node in values:  # inside a module that has a rule of its own
+                continue
+            elif node in calls:
+                self._read_module(*calls[node], values, mode)
             elif node.op == "call_function" and node.target is operator.getitem:
                 values[node] = values[node.args[0]][node.args[1]]
             elif node.op == "call_function":
@@ -99,6 +106,13 @@ class Network:
         rule = rules.find(op.target)
         result = self._unknown(op) if rule is None else rule(op)
         return op.fixed() if result is None else result
+
+    def _read_module(self, nodes, path, kind, values, mode):
+        op = ModuleOp(self, nodes, values, mode, path, kind)
+        result = MODULES[kind](op)
+        values.update(dict.fromkeys(nodes))
+        values.update(zip(op.out_nodes, result if isinstance(result, (list, tuple)) else [result], strict=True))
+        self.ops.append(op)
 
     def _unknown(self, op):
         self.unknown.add(op.name)

@@ -34,13 +34,16 @@ class Value:
 class Op:
     """One call in the traced graph. ``op["weight"]`` is an argument by its schema's name: a Value, or a plain constant."""
 
-    def __init__(self, network, node, values, mode):
+    def __init__(self, network, node, values, mode, arguments=True):
         self.network = network
         self.mode = mode
         self.node = node
         self.results = ()
         self.target = node.target
         self.name = str(node.target).removesuffix(".default")
+        self._nodes, self._args = {}, {}
+        if not arguments:
+            return
         self._nodes = dict(zip(argument_names(node), node.args, strict=False)) | dict(node.kwargs)
         self._args = {name: torch.fx.node.map_arg(arg, lambda n: values[n]) for name, arg in self._nodes.items()}
 
@@ -150,9 +153,13 @@ class Op:
         if axis is not None:
             self.network.makes.append((axis, self.label))
 
+    def metas(self):
+        """What tracing knows of the results: one fake tensor, or a sequence of them."""
+        return self.node.meta.get("val")
+
     def output(self, axes, zero=None):
         """The op's result with these axes. zero(zeros) gives, per dimension, a bool mask of zero positions or None."""
-        meta = self.node.meta["val"]
+        meta = self.metas()
         value = Value(meta.shape, meta.dtype, None, axes)
         self._check(value)
         self._step((value,), (lambda zeros: [zero(zeros)]) if zero else None)
@@ -160,7 +167,7 @@ class Op:
 
     def outputs(self, all_axes, zero=None):
         """The same for an op with several results."""
-        metas = self.node.meta["val"]
+        metas = self.metas()
         values = [Value(m.shape, m.dtype, None, axes) for m, axes in zip(metas, all_axes, strict=True)]
         for value in values:
             self._check(value)
@@ -169,7 +176,7 @@ class Op:
 
     def fixed(self):
         """Results of which nothing can leave."""
-        metas = self.node.meta.get("val")
+        metas = self.metas()
         single = not isinstance(metas, (list, tuple))
         values = []
         for meta in [metas] if single else metas:

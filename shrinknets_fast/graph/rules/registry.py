@@ -5,17 +5,22 @@ import functools
 import torch
 
 RULES = {}
+MODULES = {}  # qualified class name -> the rule of a call of such a module as a whole
 WHOLE_MODULES = {}  # class name of a module -> the rule of everything that its own forward calls
 
 
 def register_rule(*ops):
-    """Decorator: ``rule(op)`` is the rule of these ops (``OpOverload`` or ``OpOverloadPacket``: all its overloads).
+    """Decorator: ``rule(op)`` is the rule of these ops, or of calls of these module types as a whole.
 
-    The in-place variant of an op shares its rule.
+    An op is an ``OpOverload``, or an ``OpOverloadPacket`` for all its overloads; its in-place variant shares its rule. The rule
+    of a module type (a class) sees the tensors it is given as ``op.inputs`` and its own as ``op.parameter("weight")``.
     """
 
     def register(rule):
-        for op in [*ops, *filter(None, map(in_place, ops))]:
+        for kind in [op for op in ops if isinstance(op, type)]:
+            MODULES[f"{kind.__module__}.{kind.__qualname__}"] = rule
+        ops_only = [op for op in ops if not isinstance(op, type)]
+        for op in [*ops_only, *filter(None, map(in_place, ops_only))]:
             overloads = (
                 [getattr(op, name) for name in op.overloads()] if isinstance(op, torch._ops.OpOverloadPacket) else [op]
             )

@@ -1,0 +1,59 @@
+"""A whole module as one op, for types that were given a rule of their own."""
+
+from .op import Op, Value
+from .rules.registry import MODULES
+
+
+class ModuleOp(Op):
+    """One call of a registered module: ``op.inputs`` are the tensors it is given, ``op.parameter("weight")`` is one of its own."""
+
+    def __init__(self, network, nodes, values, mode, path, kind):
+        super().__init__(network, nodes[-1], {}, mode.mode, arguments=False)
+        self.path = path
+        self.name = kind.rpartition(".")[2]
+        inside = set(nodes)
+        given = dict.fromkeys(n for node in nodes for n in node.all_input_nodes if n not in inside)
+        self.out_nodes = [node for node in nodes if any(user not in inside for user in node.users)]
+        self._own = {name: tensor for name, tensor in mode.tensors.values() if tensor is not None}
+        own = {id(tensor) for name, tensor in self._own.items() if name.startswith(f"{self.module}.")}
+        found = [values[n] for n in given]
+        outside = [v for v in found if isinstance(v, Value) and id(v.tensor) not in own]
+        self._args = {f"input{i}": value for i, value in enumerate(outside)}
+
+    @property
+    def module(self):
+        return self.path.partition("@")[0]  # a second call of the same module is "name@1"
+
+    @property
+    def label(self):
+        return f"{self.module} ({self.name})"
+
+    @property
+    def modules(self):
+        return [
+            *(name for name in super().modules if name != self.path and not name.startswith(f"{self.path}.")),
+            self.path,
+        ]
+
+    def parameter(self, name):
+        """The module's own parameter or buffer, as a value with axes."""
+        full = f"{self.module}.{name}" if self.module else name
+        return self.network.bind(full, self._own[full])
+
+    def metas(self):
+        found = [node.meta["val"] for node in self.out_nodes]
+        return found[0] if len(found) == 1 else found
+
+
+def module_calls(graph):
+    """{first node: (nodes, path, type name)} for each call of a registered module, the outermost where they nest."""
+    calls, found = {}, {}
+    for node in graph.nodes:
+        for path, kind in (node.meta.get("nn_module_stack") or {}).values():
+            kind = kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
+            if node.op == "call_function" and kind in MODULES:
+                calls.setdefault(path, ([], path, kind))[0].append(node)
+                break
+    for nodes, path, kind in calls.values():
+        found[nodes[0]] = (nodes, path, kind)
+    return found

@@ -1,0 +1,103 @@
+"""Users' own ops and modules, taught with a rule."""
+
+import pytest
+import torch
+from networks import kill, outputs, relative
+from torch import nn
+
+import shrinknets_fast as sn
+from shrinknets_fast.graph.rules import registry
+
+
+@pytest.fixture(autouse=True)
+def rules_are_put_back():
+    before = dict(registry.RULES), dict(registry.MODULES)
+    yield
+    for table, content in zip((registry.RULES, registry.MODULES), before, strict=True):
+        table.clear()
+        table.update(content)
+
+
+@torch.library.custom_op("sn_test::scale_rows", mutates_args=())
+def scale_rows(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    return x * w
+
+
+scale_rows.register_fake(lambda x, w: torch.empty_like(x))
+
+
+class Rows(nn.Module):
+    def __init__(self, n):
+        super().__init__()
+        self.w = nn.Parameter(torch.rand(n, dtype=torch.float64))
+
+    def forward(self, x):
+        return torch.ops.sn_test.scale_rows(x, self.w)
+
+
+def model_with(layer):
+    return nn.Sequential(sn.FilteredLinear(5, 8), layer, nn.Linear(8, 2)).double()
+
+
+X = torch.randn(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+def test_an_op_without_a_rule_keeps_what_reaches_it_and_says_so_once():
+    model = model_with(Rows(8))
+    kill(model)
+    with pytest.warns(UserWarning, match="no rule for sn_test.scale_rows") as caught:
+        gc = sn.GarbageCollector(model, X)
+    assert sum("no rule" in str(w.message) for w in caught) == 1
+    assert gc.collect().removed == {}
+    assert "sn_test.scale_rows" in gc.explain()
+
+
+def test_an_op_with_a_rule_lets_it_leave():
+    @sn.register_rule(torch.ops.sn_test.scale_rows.default)
+    def rule(op):
+        x, w = op["x"], op["w"]
+        op.unify(op.axis(x, -1), op.axis(w, 0))
+        return op.output([op.axis(x, d) for d in range(x.ndim)], lambda zeros: [zeros(x, d) for d in range(x.ndim)])
+
+    model = model_with(Rows(8))
+    kill(model)
+    before = outputs(model, X)
+    assert sn.GarbageCollector(model, X).collect().removed == {"0": 3}
+    assert model[1].w.shape == (5,) and relative(outputs(model, X)[0], before[0]) < 1e-13
+
+
+class Gain(nn.Module):
+    """A user's stateful module; sorting along the batch has no rule of its own."""
+
+    def __init__(self, n):
+        super().__init__()
+        self.gain = nn.Parameter(torch.rand(n, dtype=torch.float64) + 0.5)
+        self.register_buffer("seen", torch.zeros(n, dtype=torch.float64))
+
+    def forward(self, x):
+        return torch.sort(x, dim=0).values * self.gain + 0 * self.seen
+
+
+def test_a_module_type_with_a_rule_is_seen_as_a_whole():
+    @sn.register_rule(Gain)
+    def rule(op):
+        (x,) = op.inputs
+        for name in ("gain", "seen"):
+            op.unify(op.axis(x, 1), op.axis(op.parameter(name), 0))
+        return op.output([op.axis(x, d) for d in range(x.ndim)], lambda zeros: [zeros(x, d) for d in range(x.ndim)])
+
+    model = model_with(nn.Sequential(nn.Identity(), Gain(8)))
+    kill(model)
+    before = outputs(model, X)
+    gc = sn.GarbageCollector(model, X)
+    assert gc.collect().removed == {"0": 3}
+    assert model[1][1].gain.shape == model[1][1].seen.shape == (5,)
+    assert relative(outputs(model, X)[0], before[0]) < 1e-13
+
+
+@pytest.mark.filterwarnings("ignore:no rule")
+def test_the_module_without_its_rule_keeps_them():
+    model = model_with(Gain(8))
+    kill(model)
+    gc = sn.GarbageCollector(model, X)
+    assert gc.collect().removed == {} and "sort" in gc.explain()
