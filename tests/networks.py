@@ -31,12 +31,12 @@ def mlp(width=32, depth=2, dtype=torch.float64):
 
 @torch.no_grad()
 def kill(model, share=0.4, seed=0):
-    """Make a random share of every filter dead, at least one feature and never all."""
+    """Make a random share of every filter dead, at least one feature and never all; a shared theta once."""
     generator = torch.Generator().manual_seed(seed)
-    for module in sn.filters.named_filters(model).values():
-        total = module.theta.numel()
+    for theta in sn.filters.thetas(model).values():
+        total = theta.numel()
         count = min(max(1, int(share * total)), total - 1)
-        module.theta[torch.randperm(total, generator=generator)[:count].to(module.theta.device)] = -0.1
+        theta[torch.randperm(total, generator=generator)[:count].to(theta.device)] = -0.1
 
 
 def outputs(model, x):

@@ -96,3 +96,12 @@ def test_a_shared_layer_is_folded_once():
     x = torch.randn(5, 4, dtype=torch.float64)
     plain = sn.fold_filters(model)
     assert plain[0] is plain[1][0] and torch.allclose(plain(x), model(x))
+
+
+def test_no_subnormal_numbers_are_written():
+    layer = sn.FilteredLinear(4, 3)
+    with torch.no_grad():
+        layer.theta.copy_(torch.tensor([1e-39, 1.0, 1e-38]))
+    weight = sn.fold_filters(layer).weight
+    assert not ((weight != 0) & (weight.abs() < torch.finfo(torch.float32).tiny)).any()
+    assert (weight[0] == 0).all() and (weight[1] != 0).all()

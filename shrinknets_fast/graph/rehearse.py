@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 from ..errors import ShrinkError
 from .modules import depthwise_names, sync_sizes
 from .numbers import Numbers
+from .results import tensors_in
 from .trace import shortened
 
 
@@ -49,7 +50,7 @@ class Rehearsal:
                 with Numbers(self.numbers.get(mode)) as numbers:
                     output = shadow.train(mode == "train")(*self.args, **self.kwargs)
                 self.numbers.setdefault(mode, numbers.found)
-                shapes[mode] = [tuple(t.shape) for t in pytree.tree_leaves(output) if isinstance(t, torch.Tensor)]
+                shapes[mode] = [tuple(t.shape) for t in tensors_in(output)]
         return shapes
 
     def _fakes(self, model, sizes):

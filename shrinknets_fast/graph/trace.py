@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from ..errors import ShrinkError
+from .results import returning_tensors
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def trace(model, args, kwargs):
     """Both modes of ``model`` as ATen graphs. Nothing is run on real data and nothing of the model changes."""
     traced = []
     for mode in ("train", "eval"):
-        with mode_of(model, mode == "train"), torch.no_grad():
+        with mode_of(model, mode == "train"), returning_tensors(model), torch.no_grad():
             try:
                 program = torch.export.export(model, args, kwargs, strict=False)
             except Exception as error:
