@@ -35,7 +35,7 @@ FAMILIES = {
     "mnasnet0_5": (64, {}),
     "shufflenet_v2_x0_5": (64, {}),
     "regnet_y_400mf": (64, {}),
-    "inception_v3": (96, {"init_weights": False}),
+    "inception_v3": (299, {"init_weights": False}),
     "googlenet": (64, {"init_weights": False}),
     "convnext_tiny": (64, {}),
     "swin_t": (64, {}),

@@ -5,7 +5,7 @@ from .rules.registry import MODULES
 
 
 class ModuleOp(Op):
-    """One call of a registered module: ``op.inputs`` are the tensors it is given, ``op.parameter("weight")`` is one of its own."""
+    """One call of a registered module: ``op.inputs`` is what it is given, ``op.parameter("weight")`` is its own."""
 
     def __init__(self, network, nodes, values, mode, path, kind):
         super().__init__(network, nodes[-1], {}, mode.mode, arguments=False)
