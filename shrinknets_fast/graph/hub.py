@@ -44,7 +44,7 @@ def one_hub(network, owners, ids, taken):
     inside[ids] = True
     name, axis, rank = min((o for o in owners if bool(inside[o[1].ids].any())), key=lambda owner: owner[2])
     if rank == 0:
-        ids = in_order(axis.ids[inside[axis.ids]])
+        ids = axis.ids[inside[axis.ids]]
     if rank == 2:
         name = f"{name} input"
     taken[name] = taken.get(name, 0) + 1
@@ -54,12 +54,12 @@ def one_hub(network, owners, ids, taken):
     return Hub(name, ids, rank == 0, labels(network.makes, inside), labels(reads, inside))
 
 
-def in_order(ids):
-    """Each feature once, in the order of its first position: a feature of a grouped convolution has one in every group."""
+def first_positions(ids):
+    """Where each feature stands first. One that leaves several places together, as in a grouped layer, has several."""
     _, inverse = torch.unique(ids, return_inverse=True)
     places = torch.arange(len(ids))
-    first = places.new_full((int(inverse.max()) + 1,), len(ids)).scatter_reduce(0, inverse, places, "amin")
-    return ids[first.sort().values]
+    count = int(inverse.max()) + 1 if len(ids) else 0
+    return places.new_full((count,), len(ids)).scatter_reduce(0, inverse, places, "amin").sort().values
 
 
 def labels(entries, inside):

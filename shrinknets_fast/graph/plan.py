@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from .hub import first_positions
 from .verdict import judge
 
 
@@ -84,17 +85,18 @@ def make_plan(network, hubs, dead, *, align=1, removal=1.0, generator=None):
     hub_plans, padded = [], []
     for hub in hubs:
         leave = verdict.removable[hub.ids]
-        chosen = choose(leave, align, removal, generator)
+        once = first_positions(hub.ids)
+        chosen = choose(leave[once], align, removal, generator)
         if len(hub) and bool((leave & died[hub.ids]).all()):
             padded.append(hub.name)
-        gone[hub.ids[chosen]] = True
+        gone[hub.ids[once[chosen]]] = True
         blocked = hub.ids[died[hub.ids] & ~leave]
         reason = (
             verdict.reasons[int(verdict.blame[blocked[0]])]
             if len(blocked) and int(verdict.blame[blocked[0]]) >= 0
             else ""
         )
-        kept = torch.nonzero(~chosen).flatten()
+        kept = torch.nonzero(~gone[hub.ids]).flatten()
         hub_plans.append(HubPlan(hub.name, len(hub), int((died[hub.ids] | leave).sum()), kept, reason))
     return Plan(tuple(hub_plans), tuple(tensor_plans(network, gone)), gone, tuple(padded))
 
