@@ -81,6 +81,7 @@ class GarbageCollector:
         follow=(),
         follow_dead="wait",
     ):
+        model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper: the module itself is what shrinks
         self.model = model
         self.optimizers = checked_optimizers(optimizers)
         self.every = checked_count("every", every)
@@ -121,6 +122,7 @@ class GarbageCollector:
         self._seen = {key: int(mask.sum()) for key, mask in dead.items()}
         moved = freed = 0
         if plan:
+            check_storages(self.model, plan.tensors)
             self._rehearsal.run(self.model, plan.tensors, plan.widths)
             moved, freed = apply_plan(
                 plan,
@@ -254,6 +256,20 @@ def check_gradients(parameters):
             raise ShrinkError(
                 f"a gradient has shape {tuple(p.grad.shape)}, its parameter {tuple(p.shape)}: "
                 "backward ran on a graph from before the last collection"
+            )
+
+
+def check_storages(model, planned):
+    """Parameters that are views of one memory (a flat buffer, a transposed tie) would come apart without a word: refuse."""
+    owners = {}
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.numel():
+            owners.setdefault(tensor.untyped_storage().data_ptr(), []).append((name, tensor))
+    for t in planned:
+        sharing = [name for name, other in owners[t.tensor.untyped_storage().data_ptr()] if other is not t.tensor]
+        if sharing:
+            raise ShrinkError(
+                f"{t.name} shares its memory with {sharing[0]}; only a parameter used as itself can shrink"
             )
 
 

@@ -127,3 +127,36 @@ def test_frozen_layers_stay_frozen_and_may_hold_no_optimizer_state():
     assert not any(p.requires_grad for p in model[0].parameters()) and model[2].weight.requires_grad
     model(x).sum().backward()
     optimizer.step()
+
+
+def test_a_compiled_model_shrinks_and_runs_on():
+    model = nn.Sequential(sn.FilteredLinear(6, 16), nn.ReLU(), nn.Linear(16, 2)).double()
+    compiled = torch.compile(model, backend="aot_eager")
+    x = torch.randn(4, 6, dtype=torch.float64)
+    gc = sn.GarbageCollector(compiled, x)
+    compiled(x).sum().backward()
+    kill(model)
+    before = compiled(x).detach()
+    assert gc.collect().removed == {"0": 6}
+    assert relative(compiled(x), before) < 1e-13
+    compiled(x).sum().backward()
+
+
+def test_parameters_that_share_memory_without_being_one_are_refused():
+    model = nn.Sequential(sn.FilteredLinear(6, 6, bias=False), nn.Linear(6, 6, bias=False), nn.Linear(6, 2)).double()
+    model[1].weight = nn.Parameter(model[0].weight.detach().t())
+    gc = sn.GarbageCollector(model, torch.randn(4, 6, dtype=torch.float64))
+    kill(model)
+    with pytest.raises(sn.ShrinkError, match="shares its memory with"):
+        gc.collect()
+    assert model[0].out_features == 6
+
+
+def test_a_batch_norm_with_a_cumulative_average():
+    model = nn.Sequential(nn.Conv2d(1, 8, 3), sn.FilteredBatchNorm2d(8, momentum=None), nn.Conv2d(8, 2, 3)).double()
+    x = torch.randn(4, 1, 8, 8, dtype=torch.float64)
+    model(x)
+    kill(model)
+    before = model.eval()(x)
+    assert sn.GarbageCollector(model, x).collect().removed == {"1": 3}
+    assert relative(model(x), before) < 1e-13

@@ -12,7 +12,7 @@ from ..errors import ShrinkError
 from .modules import depthwise_names, sync_sizes
 from .numbers import Numbers
 from .results import tensors_in
-from .trace import shortened
+from .trace import mode_of, shortened
 
 
 class Rehearsal:
@@ -47,8 +47,8 @@ class Rehearsal:
             sync_sizes(shadow, self.depthwise)
             shapes = {}
             for mode in ("train", "eval"):
-                with Numbers(self.numbers.get(mode)) as numbers:
-                    output = shadow.train(mode == "train")(*self.args, **self.kwargs)
+                with mode_of(shadow, mode == "train"), Numbers(self.numbers.get(mode)) as numbers:
+                    output = shadow(*self.args, **self.kwargs)
                 self.numbers.setdefault(mode, numbers.found)
                 shapes[mode] = [tuple(t.shape) for t in tensors_in(output)]
         return shapes

@@ -5,6 +5,7 @@ import inspect
 from dataclasses import dataclass
 
 import torch
+from torch.nn.modules.batchnorm import _NormBase
 
 from ..errors import ShrinkError
 from .results import returning_tensors
@@ -21,12 +22,20 @@ class Traced:
 
 @contextlib.contextmanager
 def mode_of(model, training):
-    """All modules in one mode, and each back in its own afterwards."""
+    """All modules in one mode, and each back in its own afterwards.
+
+    A batch norm's cumulative average (``momentum=None``) reads a counter, which no trace can do; any number stands in for it.
+    """
     before = [(module, module.training) for module in model.modules()]
+    cumulative = [m for m in model.modules() if isinstance(m, _NormBase) and m.momentum is None]
     try:
         model.train(training)
+        for module in cumulative:
+            module.momentum = 0.1
         yield
     finally:
+        for module in cumulative:
+            module.momentum = None
         for module, flag in before:
             module.training = flag
 
