@@ -15,6 +15,7 @@ from .filters import named_filters
 from .following import Following
 from .graph.apply import apply_plan
 from .graph.build import build
+from .graph.constants import Constants, forgiven, move_into_biases
 from .graph.explain import explain
 from .graph.plan import make_plan
 from .graph.rehearse import Rehearsal
@@ -120,10 +121,27 @@ class GarbageCollector:
             dead = self._dead()
         plan = self._plan(dead, self._generator)
         self._seen = {key: int(mask.sum()) for key, mask in dead.items()}
+        moved, freed = self._carry_out(plan)
+        return Collection(plan.removed, moved, freed, (time.perf_counter() - start) * 1e3, branches)
+
+    def collect_constants(self):
+        """For inference only: also remove dead features that are a constant where they are read, such as sigmoid(0).
+
+        The biases that exist take the constants over, where that is exact (not across zero padding). Returns removed per hub.
+        """
+        self._check_model()
+        dead = self._dead()
+        constants = Constants(self._network, dead)
+        plan = make_plan(self._network, self._hubs, dead, forgiven=forgiven(self.model, constants))
+        self._carry_out(plan, lambda: move_into_biases(self.model, self._network, constants, plan.gone))
+        return plan.removed
+
+    def _carry_out(self, plan, before=lambda: None):
         moved = freed = 0
         if plan:
             check_storages(self.model, plan.tensors)
             self._rehearsal.run(self.model, plan.tensors, plan.widths)
+            before()
             moved, freed = apply_plan(
                 plan,
                 self._network,
@@ -137,7 +155,7 @@ class GarbageCollector:
             for name in plan.padded:
                 warnings.warn(f"{name}: all its features are dead; one stays as padding", stacklevel=2)
             self._tell(plan)
-        return Collection(plan.removed, moved, freed, (time.perf_counter() - start) * 1e3, branches)
+        return moved, freed
 
     def step(self):
         """Call after ``optimizer.step()``: collects when due and returns the :class:`Collection`, else None.

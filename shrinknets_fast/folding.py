@@ -40,6 +40,8 @@ class _Nothing(nn.Module):
 def fold_filters(model, example_inputs=None, *, example_kwargs=None):
     """A plain ``torch.nn`` copy of ``model`` for inference: theta folded, dead features gone, no need of this package.
 
+    Dead features that are a constant where they are read (behind a sigmoid, say) leave too: the readers' biases take them over.
+
     ``FilteredLinear`` becomes ``nn.Linear`` (with ``activation="relu"``: ``nn.Sequential`` of it and ``nn.ReLU``), and so on; a
     stand-alone ``Filter`` becomes a product with a constant. ``model`` itself does not change.
 
@@ -48,7 +50,9 @@ def fold_filters(model, example_inputs=None, *, example_kwargs=None):
     plain = copy.deepcopy(model)
     if any(not bool(m.alive.all()) for m in named_filters(plain).values()):
         args, kwargs = known_inputs(model, example_inputs, example_kwargs)
-        GarbageCollector(plain, args, example_kwargs=kwargs, align=1).collect()
+        gc = GarbageCollector(plain, args, example_kwargs=kwargs, align=1)
+        gc.collect()
+        gc.collect_constants()
     for module in [m for m in plain.modules() if isinstance(m, Gated)]:
         closed = not bool(module.gate.alive.any())
         left = torch.fx.symbolic_trace(_Nothing()) if closed else nn.Sequential(module[0], module.gate)

@@ -105,3 +105,36 @@ def test_no_subnormal_numbers_are_written():
     weight = sn.fold_filters(layer).weight
     assert not ((weight != 0) & (weight.abs() < torch.finfo(torch.float32).tiny)).any()
     assert (weight[0] == 0).all() and (weight[1] != 0).all()
+
+
+@pytest.mark.parametrize(
+    ("layers", "x", "removed"),
+    [
+        (lambda: [sn.FilteredLinear(4, 10), nn.Sigmoid(), nn.Linear(10, 3)], (5, 4), 4),
+        (
+            lambda: [sn.FilteredLinear(4, 10), nn.Softplus(), nn.Dropout(), nn.Tanh(), sn.FilteredLinear(10, 3)],
+            (5, 4),
+            4,
+        ),
+        (lambda: [sn.FilteredLinear(4, 10), nn.Sigmoid(), nn.Linear(10, 3, bias=False)], (5, 4), 0),
+        (lambda: [sn.FilteredConv2d(1, 10, 3), nn.BatchNorm2d(10), nn.ReLU(), nn.Conv2d(10, 3, 3)], (5, 1, 8, 8), 4),
+        (lambda: [sn.FilteredConv2d(1, 10, 3), nn.Sigmoid(), nn.Conv2d(10, 3, 3, padding=1)], (5, 1, 8, 8), 0),
+        (
+            lambda: [sn.FilteredConv2d(1, 10, 3), nn.Sigmoid(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(90, 3)],
+            (5, 1, 8, 8),
+            4,
+        ),
+        (lambda: [sn.FilteredLinear(4, 10), nn.Sigmoid(), nn.LayerNorm(10), nn.Linear(10, 3)], (5, 4), 0),
+    ],
+)
+def test_constants_move_into_existing_biases_where_that_is_exact(layers, x, removed):
+    model, x = nn.Sequential(*layers()).double(), torch.randn(x, dtype=torch.float64)
+    for _ in range(3):
+        model(x)
+    with torch.no_grad():
+        model[0].theta[[0, 2, 5, 9]] = 0
+    assert sn.GarbageCollector(model, x).collect().removed == {}  # not while training
+    model.eval()
+    plain = sn.fold_filters(model, x)
+    assert len(plain[0].weight) == 10 - removed
+    assert relative(plain(x), model(x)) < 1e-12

@@ -77,9 +77,9 @@ class Plan:
         return "\n".join([*lines, f"{len(self.tensors)} tensors change, {self.bytes_freed} bytes are freed"])
 
 
-def make_plan(network, hubs, dead, *, align=1, removal=1.0, generator=None):
-    """Decide what leaves. dead: {id(theta): bool mask}; align, removal: see the collector."""
-    verdict = judge(network, dead)
+def make_plan(network, hubs, dead, *, align=1, removal=1.0, generator=None, forgiven=None):
+    """Decide what leaves. dead: {id(theta): bool mask}; align, removal: see the collector; forgiven: see :func:`judge`."""
+    verdict = judge(network, dead, forgiven=forgiven)
     died = dead_features(network, dead)
     gone = torch.zeros(network.features.count, dtype=torch.bool)
     hub_plans, padded = [], []

@@ -16,11 +16,11 @@ class Verdict:
     reasons: tuple
 
 
-def judge(network, dead, supposed=None, idle_too=True):
+def judge(network, dead, supposed=None, idle_too=True, forgiven=None):
     """A feature may leave when every reader sees a zero or is idle, and nothing needs it for another reason.
 
     dead: {id(theta): bool mask}; supposed: see :meth:`Network.zeros`; idle_too: whether what a
-    closed gate or a dead layer makes superfluous may leave too.
+    closed gate or a dead layer makes superfluous may leave too; forgiven(read): positions that need no zero there.
     """
     count = network.features.count
     zeros = network.zeros(dead, supposed)
@@ -39,7 +39,8 @@ def judge(network, dead, supposed=None, idle_too=True):
         zero = zeros(entry.value, entry.dim)
         read[ids] = True
         if entry.op not in idle:
-            note(blame, ids if zero is None else ids[~zero], len(reasons))
+            good = torch.zeros(len(ids), dtype=torch.bool) if zero is None else zero
+            note(blame, ids[~(good if forgiven is None else good | forgiven(entry))], len(reasons))
         reasons.append(f"is not zero where {entry.op.label} reads it")
     return Verdict(read & (blame < 0), blame, tuple(reasons))
 

@@ -1,0 +1,117 @@
+"""Constants forward: behind sigmoid a dead feature is 1/2, and for inference a reader's bias can take that over.
+
+Never while training: the bias that takes a constant over would learn it a second time.
+"""
+
+import torch
+from torch.nn import functional as F
+
+from .op import Value
+
+MOVES = {"flatten", "view", "reshape", "_unsafe_view", "dropout", "contiguous", "detach", "alias", "clone"}
+POOLS = {"max_pool", "adaptive_max_pool", "adaptive_avg_pool"}  # of a constant channel: the same constant
+
+
+class Constants:
+    """In evaluation mode: for each value and dimension the constant at each position, NaN where there is none known."""
+
+    def __init__(self, network, dead):
+        self._network = network
+        self._zeros = network.zeros(dead)
+        self._known = {}
+        for op in network.ops:
+            if op.mode == "eval":
+                for value in op.results:
+                    self._known[value] = [self._of(op, value, dim) for dim in range(value.ndim)]
+
+    def __call__(self, value, dim):
+        known = self._known.get(value)
+        return known[dim] if known is not None else unknown(value, dim)
+
+    def _of(self, op, value, dim):
+        found = unknown(value, dim)
+        if value.axes[dim] is None:
+            return found
+        tensors = [v for v in op.inputs if v.tensor is None]
+        kind = getattr(op.target, "overloadpacket", None)
+        name = getattr(kind, "__name__", "").rstrip("_")
+        if len(tensors) == 1 and tensors[0] in self._known:
+            if name == "batch_norm":
+                found = self._batch_norm(op, tensors[0], dim)
+            elif name in MOVES or name.rstrip("123d") in POOLS:
+                found = self._moved(tensors[0], value, dim)
+            elif len(op.inputs) == 1 and torch.Tag.pointwise in op.target.tags and tensors[0].shape == value.shape:
+                found = applied(op, self(tensors[0], dim))
+        zero = self._zeros(value, dim)
+        return found if zero is None else torch.where(zero, torch.zeros_like(found), found)
+
+    def _moved(self, source, value, dim):
+        """By feature; one that is several constants in its places is none."""
+        low = torch.full((self._network.features.count,), float("inf"), dtype=torch.float64)
+        high = -low
+        for d, axis in enumerate(source.axes):
+            if axis is not None:
+                constants = self(source, d).nan_to_num(nan=float("inf"))
+                low.scatter_reduce_(0, axis.ids, constants.where(constants.isfinite(), -torch.inf), "amin")
+                high.scatter_reduce_(0, axis.ids, constants, "amax")
+        return torch.where(low == high, low, torch.nan)[value.axes[dim].ids]
+
+    def _batch_norm(self, op, source, dim):
+        own = [op[name] for name in ("running_mean", "running_var", "weight", "bias")]
+        if dim != 1 or any(isinstance(v, Value) and v.tensor is None for v in own) or own[0] is None:
+            return torch.full_like(self(source, dim), torch.nan)
+        mean, var, weight, bias = (None if v is None else v.tensor.detach().cpu().double() for v in own)
+        return F.batch_norm(self(source, dim)[None], mean, var, weight, bias, False, 0.0, op["eps"])[0]
+
+
+def unknown(value, dim):
+    size = 0 if value.axes[dim] is None else len(value.axes[dim])
+    return torch.full((size,), torch.nan, dtype=torch.float64)
+
+
+def applied(op, constants):
+    """The pointwise op, asked for its values at the constants."""
+    args = {n: constants.clone() if isinstance(op[n], Value) else op[n] for n in op._args}
+    try:
+        return op.target(**args).double()
+    except Exception:  # an op that cannot be asked promises nothing
+        return torch.full_like(constants, torch.nan)
+
+
+def takes_constants(model, read):
+    """The module that reads, if its bias can take a constant over: a linear layer, or a convolution without padding."""
+    module = model.get_submodule(read.op.module.partition("@")[0])
+    name = getattr(getattr(read.op.target, "overloadpacket", None), "__name__", "")
+    if name not in ("linear", "conv1d", "conv2d", "conv3d") or getattr(module, "bias", None) is None:
+        return None
+    weight = getattr(module, "weight", None)
+    if weight is None or weight.shape[1:2] != (len(read.value.axes[read.dim]),):
+        return None
+    return module if name == "linear" or not any(read.op["padding"]) and read.op["groups"] == 1 else None
+
+
+def forgiven(model, constants):
+    """For :func:`judge`: the positions of a read that need no zero, because a bias can take their constant over."""
+
+    def positions(read):
+        ids = read.value.axes[read.dim].ids
+        if read.op.mode != "eval":
+            return torch.ones(len(ids), dtype=torch.bool)
+        known = ~constants(read.value, read.dim).isnan()
+        return known if takes_constants(model, read) is not None else torch.zeros_like(known)
+
+    return positions
+
+
+@torch.no_grad()
+def move_into_biases(model, network, constants, gone):
+    """Add what the features in ``gone`` would have contributed to the biases of their readers."""
+    for read in network.reads:
+        if read.op.mode != "eval":
+            continue
+        leaving = gone[read.value.axes[read.dim].ids]
+        amounts = torch.where(leaving, constants(read.value, read.dim), 0.0)
+        if bool((amounts != 0).any()):
+            module = takes_constants(model, read)
+            columns = module.weight.double().flatten(2).sum(2) if module.weight.dim() > 2 else module.weight.double()
+            module.bias += (columns @ amounts.to(columns.device)).to(module.bias.dtype)
