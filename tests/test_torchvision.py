@@ -93,7 +93,7 @@ def spread_out(model):
 def kept(gc):
     """{short reason: features} of what could not leave even if every filter were dead."""
     everything = {key: torch.ones_like(mask) for key, mask in gc._dead().items()}
-    verdict = judge(gc._network, everything)
+    verdict = judge(gc._network, everything, idle_too=False)
     reasons = Counter()
     for hub in gc._hubs:
         for feature in hub.ids[~verdict.removable[hub.ids]].tolist():
