@@ -45,6 +45,11 @@ def test_the_five_files_and_nothing_else(out):
     assert sorted(path.name for path in out.iterdir()) == FILES
 
 
+def test_the_program_holds_no_data_set(out):
+    """An example batch that is a view would carry all 360 test images of 64 floats along."""
+    assert (out / "plain.pt2").stat().st_size < 360 * 64 * 4
+
+
 def test_summary(summary):
     (first, start), (second, same_start) = summary["features"]["hidden1"], summary["features"]["hidden2"]
     assert start == same_start == 24

@@ -9,7 +9,7 @@ from .files import replace
 def export(model, images, path):
     """Write the program (it lives on the CPU, for any batch size) and return the plain network."""
     plain = fold_filters(model).eval().cpu()
-    program = torch.export.export(plain, (images[:2].cpu(),), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    program = torch.export.export(plain, (images[:2].cpu().clone(),), dynamic_shapes=({0: torch.export.Dim("batch")},))
     replace(path, lambda file: torch.export.save(program, file))
     return plain
 
