@@ -1,0 +1,1 @@
+"""Measurements: what the package does on real architectures, beside others."""
