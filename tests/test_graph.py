@@ -6,7 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
+import shrinknets_fast as sn
 from shrinknets_fast.graph.features import FeatureSpace, connected
 from shrinknets_fast.graph.plan import choose
 from shrinknets_fast.graph.rules.shape import view_groups
@@ -78,3 +80,36 @@ def test_choose_removes_dead_ones_only_and_never_all(total, dead, align, removal
     assert left % align == 0 or left == total
     if removal == 1.0 and align == 1:
         assert left == max(total - int(leave.sum()), 1)
+
+
+class WritesThroughDropout(nn.Module):
+    """In evaluation mode dropout hands its input on, so the sigmoid changes what the head reads; in training it does not."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.head = sn.FilteredLinear(4, 6), nn.Linear(6, 2)
+
+    def forward(self, x):
+        hidden = self.first(x)
+        nn.functional.dropout(hidden, training=self.training).sigmoid_()
+        return self.head(hidden)
+
+
+class WritesThroughChunk(WritesThroughDropout):
+    def forward(self, x):
+        hidden = self.first(x)
+        with torch.no_grad():
+            hidden.chunk(2, dim=1)[0].exp_()
+        return self.head(hidden)
+
+
+@pytest.mark.parametrize("kind", [WritesThroughDropout, WritesThroughChunk])
+def test_a_write_through_another_name_keeps_what_it_touches(kind):
+    model, x = kind().eval(), torch.randn(3, 4)
+    gc = sn.GarbageCollector(model, x)
+    with torch.no_grad():
+        model.first.theta[[1, 4]] = 0
+        before = model(x)
+        assert gc.collect().removed == {}
+        assert torch.equal(model(x), before)
+    assert "in place" in gc.explain()

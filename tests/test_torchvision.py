@@ -3,9 +3,8 @@
 import warnings
 
 import pytest
-import torch
-from bench.families import FAMILIES, measure
 
+from bench.families import FAMILIES, measure
 from shrinknets_fast.graph.results import tensors_in
 
 pytest.importorskip("torchvision.models", reason="needs torchvision")

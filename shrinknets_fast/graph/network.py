@@ -90,6 +90,7 @@ class Network:
                 self._read_module(*calls[node], values, mode)
             elif node.op == "call_function" and node.target is operator.getitem:
                 values[node] = values[node.args[0]][node.args[1]]
+                storage[node] = storage.get(node.args[0], node.args[0])
             elif node.op == "call_function":
                 op = Op(self, node, values, mode.mode)
                 values[node] = self._read_op(op)
@@ -126,15 +127,22 @@ class Network:
             return
         for argument in schema.arguments:
             node = op.node_of(argument.name)
-            if argument.alias_info is None or node is None:
+            aliases = (
+                argument.alias_info is not None or "dropout" in op.name
+            )  # which hands its input on in evaluation mode
+            if not aliases or node is None:
                 continue
             root = storage.setdefault(op.node, storage.get(node, node))
-            if not argument.alias_info.is_write:
+            if argument.alias_info is None or not argument.alias_info.is_write:
                 continue
             later = [n for n in values if storage.get(n, n) is root and n not in (node, op.node)]
             if any(order[user] > order[op.node] for n in later for user in n.users):
-                op.pin_all(f"reaches {op.label}, which writes in place through a view")
+                reason = f"reaches {op.label}, which writes in place through a view"
+                op.pin_all(reason)
                 for n in later:
+                    for value in flat([values[n]]):
+                        for axis in value.all_axes(self.features):
+                            self.features.pin(axis, reason)
                     values[n] = constant(n)
             values[node] = values[op.node]
 
@@ -210,7 +218,10 @@ def constant(node):
 def tree_values(args, values):
     found = []
     torch.fx.node.map_arg(args, lambda node: found.append(values[node]))
-    flat = []
-    for value in found:
-        flat.extend(value if isinstance(value, (list, tuple)) else [value])
-    return [value for value in flat if isinstance(value, Value)]
+    return flat(found)
+
+
+def flat(found):
+    """The values among these, those of ops with several results too."""
+    found = [v for value in found for v in (value if isinstance(value, (list, tuple)) else [value])]
+    return [value for value in found if isinstance(value, Value)]
