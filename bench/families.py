@@ -139,6 +139,8 @@ def torch_pruning(model, x, removed):
         graph = tp.DependencyGraph().build_dependency(plain, x, verbose=False)
         for name, positions in removed.items():
             module = plain.get_submodule(name)
+            if module not in graph.module2node:  # an auxiliary head, which evaluation mode does not run
+                continue
             group = graph.get_pruning_group(module, prune[type(module)], positions)
             if not graph.check_pruning_group(group):
                 return f"refuses {name}"

@@ -82,7 +82,11 @@ class GarbageCollector:
         follow=(),
         follow_dead="wait",
     ):
-        model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper: the module itself is what shrinks
+        compiled, model = (
+            model,
+            getattr(model, "_orig_mod", model),
+        )  # torch.compile's wrapper: the module itself shrinks
+        self._compiled = compiled is not model or any(m._compiled_call_impl is not None for m in model.modules())
         self.model = model
         self.optimizers = checked_optimizers(optimizers)
         self.every = checked_count("every", every)
@@ -154,6 +158,8 @@ class GarbageCollector:
             self._seen = {key: int(mask.sum()) for key, mask in self._dead().items()}
             for name in plan.padded:
                 warnings.warn(f"{name}: all its features are dead; one stays as padding", stacklevel=2)
+            if self._compiled:
+                torch.compiler.reset()  # torch 2.11 does not guard on parameters' sizes: a stale backward would run
             self._tell(plan)
         return moved, freed
 

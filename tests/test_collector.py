@@ -290,6 +290,28 @@ def test_control_flow_that_depends_on_data_is_refused_in_short():
     with pytest.raises(sn.ShrinkError, match="Branches cannot be traced") as error:
         sn.GarbageCollector(Branches(), torch.randn(2, 4))
     assert "\n" not in str(error.value) and len(str(error.value)) < 500
+    assert "torch.cond" in str(error.value)
+
+
+def test_a_collection_that_cannot_be_carried_out_changes_nothing():
+    model, x = conv_net(), image()
+    optimizer = torch.optim.Adam(model.parameters())
+    gc = sn.GarbageCollector(model, x, optimizers=optimizer)
+    model(x).sum().backward()
+    optimizer.step()
+    kill(model)
+    last = model[8].weight
+    optimizer.state[last]["odd"] = torch.ones(7, 3)
+    before = {k: (v.data_ptr(), v.clone()) for k, v in model.state_dict().items()}
+    with pytest.raises(
+        sn.ShrinkError, match=r"Adam: state 'odd' has shape \(7, 3\), expected the parameter's \(10, 20\)"
+    ):
+        gc.collect()
+    for k, v in model.state_dict().items():
+        assert v.data_ptr() == before[k][0] and torch.equal(v, before[k][1])
+    assert sn.features(model)["0"] == (5, 8) and model[0].out_channels == 8
+    del optimizer.state[last]["odd"]
+    assert gc.collect().removed == {"0": 3, "2.1": 4, "4": 16, "7": 8}
 
 
 def test_example_inputs_that_do_not_fit_are_named():
