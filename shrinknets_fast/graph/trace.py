@@ -68,9 +68,9 @@ def trace(model, args, kwargs):
             try:
                 program = torch.export.export(model, args, kwargs, strict=False)
             except Exception as error:
-                raise ShrinkError(
-                    f"{type(model).__name__} cannot be traced in {mode} mode: {shortened(error)}"
-                ) from error
+                what = f"{type(model).__name__} cannot be traced in {mode} mode: {shortened(error)}"
+                advice = "use torch.where or torch.cond where values decide what is run"
+                raise ShrinkError(f"{what}; torch.export must be able to: {advice}") from error
         signature = program.graph_signature
         names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
         tensors = {placeholder: (name, lookup(model, name)) for placeholder, name in names.items()}
