@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch.utils import _pytree as pytree
 
+from .checks import check_gradients, check_storages, checked_count, checked_share, default_align
 from .errors import ShrinkError
 from .filters import named_filters
 from .following import Following
@@ -271,46 +272,3 @@ class GarbageCollector:
             for hub in plan.hubs:
                 if hub.removed:
                     callback(hub.name, hub.kept)
-
-
-def check_gradients(parameters):
-    """A graph built before a collection can still deposit a gradient of the old shape: refuse to use it."""
-    for p in parameters:
-        if p.grad is not None and p.grad.shape != p.shape:
-            raise ShrinkError(
-                f"a gradient has shape {tuple(p.grad.shape)}, its parameter {tuple(p.shape)}: "
-                "backward ran on a graph from before the last collection"
-            )
-
-
-def check_storages(model, planned):
-    """Parameters that are views of one memory (a flat buffer, a transposed tie) would come apart without a word: refuse."""
-    owners = {}
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.numel():
-            owners.setdefault(tensor.untyped_storage().data_ptr(), []).append((name, tensor))
-    for t in planned:
-        sharing = [name for name, other in owners[t.tensor.untyped_storage().data_ptr()] if other is not t.tensor]
-        if sharing:
-            raise ShrinkError(
-                f"{t.name} shares its memory with {sharing[0]}; only a parameter used as itself can shrink"
-            )
-
-
-def default_align(model):
-    """8 where tensor cores want it: half types on CUDA."""
-    half = (torch.float16, torch.bfloat16)
-    return 8 if any(p.is_cuda and p.dtype in half for p in model.parameters()) else 1
-
-
-def checked_count(name, value):
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ShrinkError(f"GarbageCollector: {name} is {value!r}, expected an integer of at least 1")
-    return value
-
-
-def checked_share(name, value, smallest_allowed):
-    good = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1
-    if not good or (value == 0 and not smallest_allowed):
-        raise ShrinkError(f"GarbageCollector: {name} is {value!r}, expected a number from 0 to 1")
-    return float(value)

@@ -23,23 +23,6 @@ class Bound:
     shape: tuple = ()
 
 
-@dataclass(frozen=True)
-class Read:
-    """``op`` adds up the positions of this axis: it loses nothing where they are zero, and needs all others."""
-
-    value: Value
-    dim: int
-    op: Op
-
-
-@dataclass(frozen=True)
-class Step:
-    """One op's outputs and the function that tells where they are zero, given where its inputs are."""
-
-    outputs: tuple
-    zero: object
-
-
 class Network:
     """The features of a model, and everything that happens to them in its forward, in order."""
 

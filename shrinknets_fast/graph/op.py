@@ -1,5 +1,7 @@
 """What a rule sees of one op: its arguments by their schema's names, and the verbs to relate their axes."""
 
+from dataclasses import dataclass
+
 import torch
 
 
@@ -124,8 +126,6 @@ class Op:
 
     def reads(self, value, dim):
         """The op adds up the positions of this axis, so it loses nothing with a zero."""
-        from .network import Read
-
         if self.axis(value, dim) is not None:
             self.network.reads.append(Read(value, dim % value.ndim, self))
 
@@ -186,8 +186,6 @@ class Op:
         return values[0] if single else values
 
     def _step(self, values, zero):
-        from .network import Step
-
         self.results = values
         if zero is not None:
             self.network.steps.append(Step(values, zero))
@@ -203,3 +201,20 @@ class Op:
 def argument_names(node):
     schema = getattr(node.target, "_schema", None)
     return [a.name for a in schema.arguments] if schema else [str(i) for i in range(len(node.args))]
+
+
+@dataclass(frozen=True)
+class Read:
+    """``op`` adds up the positions of this axis: it loses nothing where they are zero, and needs all others."""
+
+    value: Value
+    dim: int
+    op: Op
+
+
+@dataclass(frozen=True)
+class Step:
+    """One op's outputs and the function that tells where they are zero, given where its inputs are."""
+
+    outputs: tuple
+    zero: object
