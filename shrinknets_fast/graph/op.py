@@ -131,7 +131,6 @@ class Op:
 
     def reads_product(self, *places):
         """The op adds up products, one factor from each (value, dim): it loses nothing where one factor is zero."""
-        from .network import Read, Step
 
         axes = [self.axis(value, dim) for value, dim in places]
         for axis in axes[1:]:
