@@ -91,6 +91,37 @@ def test_a_nan_theta_is_not_dead(device):
         assert tensor[1].isnan().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_float64_theta_is_alive_down_to_its_own_smallest(dtype, device):
+    weight, bias, _, grad, grad_bias = make((3, 40), dtype, device)
+    weight[:, 1] = grad[:, 1] = bias[:] = float("nan")
+    theta = torch.tensor([1e-60, -1e-60, 1.0], dtype=torch.float64, device=device)
+    (out, out_bias), (dweight, _, _) = ops.fold(weight, bias, theta), ops.fold_backward(grad, None, weight, bias, theta)
+    assert out[0, 1].isnan() and out_bias[0].isnan() and dweight[0, 1].isnan()
+    assert (out[1] == 0).all() and out_bias[1] == 0 and (dweight[1] == 0).all()
+    for t in (weight, grad, bias, grad_bias):
+        t.nan_to_num_()
+    dtheta = ops.fold_backward(grad, grad_bias, weight, bias, theta)[2]
+    assert_close(dtheta, reference.fold_backward(*wide(grad, grad_bias, weight, bias, theta))[2])
+    assert dtheta[0] != 0 and dtheta[1] == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("which", range(5))
+def test_one_float64_operand_computes_all_in_float64(which, dtype, device):
+    operands = [t.to(dtype) for t in make((13, 37), torch.float64, device)]
+    operands[which] = operands[which].double()
+    weight, bias, theta, grad, grad_bias = operands
+    if which < 3:
+        for got, ref in zip(ops.fold(weight, bias, theta), reference.fold(*wide(weight, bias, theta)), strict=True):
+            assert torch.equal(got, ref.to(got.dtype))
+    grads = ops.fold_backward(grad, grad_bias, weight, bias, theta)
+    refs = reference.fold_backward(*wide(grad, grad_bias, weight, bias, theta))
+    for got, ref in zip(grads[:2], refs[:2], strict=True):
+        assert torch.equal(got, ref.to(got.dtype))
+    assert_close(grads[2], refs[2].to(theta.dtype), dtype=torch.float64 if which == 2 else None)
+
+
 def layouts():
     base = torch.randn(12, 10, 6, 4, dtype=torch.float64)
     return {

@@ -6,8 +6,8 @@ NaN or infinite. For the upstream gradient g, in one read of g and x::
 
     dx = s g        dtheta[c] = [theta[c] > 0] sum of g x over everything but dim
 
-float64, float32, float16 or bfloat16, theta's dtype apart from x's; sums in float32 or wider, in an order that does not change
-from run to run. Source: ShrinkNets (Leclerc, Fernandez, Madden), equation 1.
+float64, float32, float16 or bfloat16, theta's dtype apart from x's: computed in float64 if any operand has it, else in float32. Sums
+are in an order that does not change from run to run. Source: ShrinkNets (Leclerc, Fernandez, Madden), equation 1.
 """
 
 import torch

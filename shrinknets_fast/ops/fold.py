@@ -9,7 +9,8 @@ Dead rows (theta <= 0) come out as exact zeros whatever they hold. For upstream 
     dweight = s G      dbias = s g      dtheta[k] = [theta[k] > 0] (<G[k], weight[k]> + g[k] bias[k])
 
 so neither an activation is saved for theta nor one reduced. weight: (C, ...) with any strides and 1 to 8 dimensions; bias: (C,)
-or None; theta: (C,). float64, float32, float16 or bfloat16, mixed as you like; sums in float32 or wider.
+or None; theta: (C,). float64, float32, float16 or bfloat16, mixed as you like: computed in float64 if any
+operand has it, else in float32.
 Source: ShrinkNets (Leclerc, Fernandez, Madden), equation 1, and ``(x W^T + b) * s = x (s W)^T + s b``.
 """
 
