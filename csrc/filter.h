@@ -23,14 +23,14 @@ inline int64_t check_filter(const char* op, const Tensor& x, const Tensor& theta
   check_dtype(op, "x", x);
   check_dtype(op, "theta", theta);
   check_same_device(op, "theta", theta, "x", x);
-  STD_TORCH_CHECK(theta.dim() == 1, op, ": theta has shape ", shape_of(theta), ", expected one dimension");
+  SN_CHECK(theta.dim() == 1, op, ": theta has shape ", shape_of(theta), ", expected one dimension");
   const int64_t ndim = x.dim();
   if (ndim == 0 || theta.numel() == 1) {  // a gate takes any tensor
-    STD_TORCH_CHECK(theta.numel() == 1, op, ": x has shape (), expected a dimension of size ", theta.numel());
+    SN_CHECK(theta.numel() == 1, op, ": x has shape (), expected a dimension of size ", theta.numel());
     return ndim == 0 ? 0 : std::clamp<int64_t>(dim < 0 ? dim + ndim : dim, 0, ndim - 1);
   }
-  STD_TORCH_CHECK(dim >= -ndim && dim < ndim, op, ": dim is ", dim, ", expected ", -ndim, " to ", ndim - 1, " for x ",
-                  shape_of(x));
+  SN_CHECK(dim >= -ndim && dim < ndim, op, ": dim is ", dim, ", expected ", -ndim, " to ", ndim - 1, " for x ",
+           shape_of(x));
   dim = dim < 0 ? dim + ndim : dim;
   check_vector(op, "theta", theta, x.size(dim), ("dimension " + std::to_string(dim) + " of x " + shape_of(x)).c_str());
   return dim;

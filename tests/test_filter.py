@@ -176,29 +176,3 @@ def test_the_result_does_not_change_from_run_to_run_nor_with_threads(shape, devi
     finally:
         torch.set_num_threads(threads)
     assert_close(first, reference.filter_backward(*wide(grad, x, theta))[1])
-
-
-X = torch.ones(2, 10, 3)
-
-
-@pytest.mark.parametrize(
-    ("call", "words"),
-    [
-        (
-            lambda: ops.filter(X, torch.ones(5)),
-            r"filter: theta has shape \(5,\), expected \(10,\) to match dimension 1 of x",
-        ),
-        (lambda: ops.filter(X, torch.ones(10), 3), r"filter: dim is 3, expected -3 to 2 for x \(2, 10, 3\)"),
-        (lambda: ops.filter(X, torch.ones(10, 1)), r"filter: theta has shape \(10, 1\), expected one dimension"),
-        (lambda: ops.filter(X.int(), torch.ones(10)), "filter: x has dtype Int"),
-        (lambda: ops.filter(X, torch.ones(10).bool()), "filter: theta has dtype Bool"),
-        (lambda: ops.filter(torch.ones(()), torch.ones(2)), "filter: x has shape"),
-        (
-            lambda: ops.filter_backward(X[:1], X, torch.ones(10)),
-            r"grad has shape \(1, 10, 3\), expected \(2, 10, 3\) as x",
-        ),
-    ],
-)
-def test_bad_arguments_are_named(call, words):
-    with pytest.raises(RuntimeError, match=words):
-        call()

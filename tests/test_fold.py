@@ -194,37 +194,3 @@ def test_the_result_does_not_change_from_run_to_run(device):
     for _ in range(3):
         again = ops.fold_backward(grad, grad_bias, weight, bias, theta)
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-
-
-W, B, T = torch.ones(10, 3), torch.ones(10), torch.ones(10)
-
-
-@pytest.mark.parametrize(
-    ("call", "words"),
-    [
-        (
-            lambda: ops.fold(W, B, torch.ones(5)),
-            r"fold: theta has shape \(5,\), expected \(10,\) to match weight \(10, 3\)",
-        ),
-        (lambda: ops.fold(W, torch.ones(10, 1), T), r"fold: bias has shape \(10, 1\), expected \(10,\)"),
-        (lambda: ops.fold(W.long(), B, T), "fold: weight has dtype Long, expected float64"),
-        (lambda: ops.fold(W, B, T.to(torch.complex64)), "fold: theta has dtype ComplexFloat"),
-        (lambda: ops.fold(W, B, T, torch.int32), "fold: dtype has dtype Int"),
-        (lambda: ops.fold(torch.ones(()), None, T), r"fold: weight has shape \(\), expected at least one dimension"),
-        (lambda: ops.fold(torch.ones([1] * 9), None, torch.ones(1)), "fold: weight has 9 dimensions, expected 1 to 8"),
-        (
-            lambda: ops.fold_backward(W.t(), B, W, B, T),
-            r"grad_weight has shape \(3, 10\), expected \(10, 3\) as weight",
-        ),
-        (lambda: ops.fold_backward(W, B, W, None, T), "grad_bias is given, expected None as bias"),
-    ],
-)
-def test_bad_arguments_are_named(call, words):
-    with pytest.raises(RuntimeError, match=words):
-        call()
-
-
-@pytest.mark.gpu
-def test_tensors_on_two_devices_are_named():
-    with pytest.raises(RuntimeError, match="fold: theta is on cpu, expected cuda:0 as weight"):
-        ops.fold(W.cuda(), None, T)

@@ -126,7 +126,7 @@ std::tuple<Tensor, Tensor> fold(Tensor weight, std::optional<Tensor> bias, Tenso
   Tensor out = empty_like(weight, type);
   Tensor out_bias = empty_vector(weight, bias.has_value() ? weight.size(0) : 0, type);
   weight = widened(weight, type != ScalarType::Double && (is_double(theta) || is_double(bias)));
-  const auto rows = make_rows<2>("fold", {&weight, &out});
+  const auto rows = make_rows<2>({&weight, &out});
   const auto dense_bias = contiguous(bias);
   const Tensor dense_theta = torch::stable::contiguous(theta);
   dispatch(weight.scalar_type(), [&](auto w) {
@@ -149,7 +149,7 @@ std::tuple<Tensor, Tensor, Tensor> fold_backward(Tensor grad_weight, std::option
   Tensor dtheta = empty_vector(weight, weight.size(0), theta.scalar_type());
   grad_weight =
       widened(grad_weight, !is_double(weight) && (is_double(theta) || is_double(bias) || is_double(grad_bias)));
-  const auto rows = make_rows<3>("fold_backward", {&grad_weight, &weight, &dweight});
+  const auto rows = make_rows<3>({&grad_weight, &weight, &dweight});
   const auto dense_grad_bias = contiguous(grad_bias);
   const auto dense_bias = contiguous(bias);
   const Tensor dense_theta = torch::stable::contiguous(theta);
