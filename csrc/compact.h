@@ -27,8 +27,8 @@ struct KeptList {
 inline KeptList check_kept(const Tensor& kept, size_t index) {
   const std::string name = "kept[" + std::to_string(index) + "]";
   SN_CHECK(kept.scalar_type() == ScalarType::Long && kept.dim() == 1 && kept.is_cpu() && kept.is_contiguous(), kCompact,
-           ": ", name, " has dtype ", name_of(kept.scalar_type()), " and shape ", shape_of(kept),
-           " on ", device_of(kept), ", expected a contiguous int64 vector on cpu");
+           ": ", name, " has dtype ", name_of(kept.scalar_type()), " and shape ", shape_of(kept), " on ",
+           device_of(kept), ", expected a contiguous int64 vector on cpu");
   KeptList list;
   list.data = static_cast<const int64_t*>(kept.data_ptr());
   list.size = kept.size(0);

@@ -3,6 +3,7 @@
 import torch
 
 from .errors import ShrinkError
+from .ops.bury import bury_
 
 REFUSED = ("LBFGS", "SparseAdam")  # one flat history over all parameters; state that is not shaped like a parameter
 
@@ -47,17 +48,14 @@ def parameters_of(optimizer):
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
-@torch.no_grad()
 def bury(optimizer, thetas):
     """Set every ``theta <= 0`` to exactly 0 and zero its optimizer state, so that nothing moves it again.
 
     Without this, momentum, Nesterov's look-ahead and coupled weight decay bring dead features back.
     """
     wanted = {id(theta) for theta in thetas}
-    for theta in parameters_of(optimizer):
-        if id(theta) in wanted:
-            dead = theta <= 0
-            theta.masked_fill_(dead, 0)
-            for value in state_tensors(optimizer, theta).values():
-                if value.shape == theta.shape:
-                    value.masked_fill_(dead, 0)
+    held = [theta for theta in parameters_of(optimizer) if id(theta) in wanted]
+    if held:
+        bury_(
+            [(theta, [v for v in state_tensors(optimizer, theta).values() if v.shape == theta.shape]) for theta in held]
+        )

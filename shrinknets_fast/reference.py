@@ -64,3 +64,16 @@ def compact(x, keep):
     """The positions ``keep`` ({dim: positions}) of x, out of place; by one gather over all dimensions."""
     places = [keep.get(d, torch.arange(n)).to(x.device) for d, n in enumerate(x.shape)]
     return x[torch.meshgrid(*places, indexing="ij")] if places else x.clone()
+
+
+def aliveness(thetas, group):
+    groups = [
+        torch.stack([t.double() for t, g in zip(thetas, group, strict=True) if g == i]) for i in range(group[-1] + 1)
+    ]
+    dead = [(stacked <= 0).all(0) for stacked in groups]
+    counts = [(int(mask.sum()), int((~stacked.isfinite()).sum())) for mask, stacked in zip(dead, groups, strict=True)]
+    return torch.cat(dead).to(torch.uint8), torch.tensor(counts, dtype=torch.int64, device=thetas[0].device)
+
+
+def bury(theta, state):
+    return [torch.where(theta <= 0, torch.zeros_like(t), t) for t in (theta, *state)]

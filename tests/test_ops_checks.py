@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
 
 ops = torch.ops.shrinknets_fast
 W, B, T = torch.ones(10, 3), torch.ones(10), torch.ones(10)
@@ -40,6 +41,15 @@ BAD_CALLS = [
     ("filter", (X, torch.ones(5)), "theta has shape (5,), expected (10,) to match dimension 1 of x (2, 10, 3)"),
     ("filter", (X, torch.ones(5), -1), "theta has shape (5,), expected (3,) to match dimension 2 of x (2, 10, 3)"),
     ("filter", (X, T[:0]), "theta has shape (0,), expected (10,) to match dimension 1 of x (2, 10, 3)"),
+    ("aliveness", ([T, W], [0, 1]), "thetas[1] has shape (10, 3), expected one dimension without gaps"),
+    ("aliveness", ([T, T.long()], [0, 1]), f"thetas[1] has dtype int64, {FLOATS}"),
+    ("aliveness", ([T, T], [0]), "group has 1 entries, expected 2"),
+    ("aliveness", ([T, T], [0, 2]), "group holds 2 at position 1, expected 1"),
+    ("aliveness", ([T, T[:5]], [0, 0]), "thetas[1] has shape (5,), expected (10,) as its group"),
+    ("bury_", ([T, W], [], []), "thetas[1] has shape (10, 3), expected one dimension without gaps"),
+    ("bury_", ([T], [T], []), "owner has 0 entries, expected 1"),
+    ("bury_", ([T], [T], [1]), "owner holds 1, expected 0 to 0"),
+    ("bury_", ([T], [T[:5]], [0]), "state[0] has shape (5,), expected (10,) as its theta"),
     ("filter_backward", (X, X, T, 3), "dim is 3, expected -3 to 2 for x (2, 10, 3)"),
     ("filter_backward", (X.long(), X, T), f"grad has dtype int64, {FLOATS}"),
     ("filter_backward", (X[:1], X, T), "grad has shape (1, 10, 3), expected (2, 10, 3) as x"),
@@ -62,18 +72,17 @@ def refusal(name, args):
     return str(error.value)
 
 
-def faked(mode, args):
-    return [mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for a in args]
+def mapped(change, args):
+    return pytree.tree_map_only(torch.Tensor, change, list(args))
 
 
 @pytest.mark.parametrize(("name", "args", "message"), BAD_CALLS, ids=lambda v: v if isinstance(v, str) else "")
 def test_kernel_and_fake_refuse_in_the_same_words(name, args, message, device):
-    moved = [a.to(device) if isinstance(a, torch.Tensor) else a for a in args]
+    moved = mapped(lambda t: t.to(device), args)
     assert refusal(name, moved) == f"{name}: {message}"
     with FakeTensorMode() as mode:
-        assert refusal(name, faked(mode, moved)) == f"{name}: {message}"
-    meta = [a.to("meta") if isinstance(a, torch.Tensor) else a for a in args]
-    assert refusal(name, meta) == f"{name}: {message}"
+        assert refusal(name, mapped(mode.from_tensor, moved)) == f"{name}: {message}"
+    assert refusal(name, mapped(lambda t: t.to("meta"), args)) == f"{name}: {message}"
 
 
 @pytest.mark.parametrize(("name", "args", "left", "message"), ELSEWHERE, ids=lambda v: v if isinstance(v, str) else "")

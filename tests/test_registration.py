@@ -14,6 +14,8 @@ KEPT = [torch.tensor([0, 2]), torch.tensor([0, 5, 2])]
 CASES = {
     "fold": [(W, B, T), (W, None, T), (W, B, T, torch.bfloat16), (W.transpose(1, 2), B, T.double())],
     "fold_backward": [(W, B, W, B, T), (W, None, W, None, T), (W.bfloat16(), None, W, B, T)],
+    "aliveness": [([T, B, B], [0, 1, 1])],
+    "bury_": [([T.clone(), B.clone()], [T.clone(), B.clone()], [0, 1])],
     "compact_": [([W.clone(), X.clone()], KEPT, [0, 0, 1], [0, 1, 1], [1, 0, 1])],
     "filter": [(X, T), (X.transpose(1, 2), T, 2), (X, torch.ones(1)), (X.bfloat16(), T)],
     "filter_backward": [(X, X, T), (X, X, torch.ones(1)), (X.transpose(1, 2), X.transpose(1, 2), T, -1)],

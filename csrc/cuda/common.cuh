@@ -57,6 +57,34 @@ __device__ __forceinline__ acc block_sum(acc value) {
   return value;
 }
 
+// A list handed to a kernel in its arguments: no table in device memory, nothing to copy or to wait for.
+template <typename T, int kBytes>
+struct Batch {
+  static constexpr int kMost = kBytes / static_cast<int>(sizeof(T));
+
+  T item[kMost];
+  int count;
+
+  Batch(const T* items, int64_t size) : count(static_cast<int>(size)) { std::copy(items, items + size, item); }
+};
+
+// Arguments take up to 32,764 bytes, but every launch copies them all.
+template <typename T>
+using SmallBatch = Batch<T, 4000>;
+template <typename T>
+using LargeBatch = Batch<T, 32000>;
+
+// launch(batch) with the smaller kind that holds the items.
+template <typename T, typename Launch>
+void with_batch(const T* items, int64_t size, const Launch& launch) {
+  if (size <= SmallBatch<T>::kMost) {
+    launch(SmallBatch<T>(items, size));
+  } else {
+    launch(LargeBatch<T>(items, size));
+  }
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
 // V neighbouring elements moved as one load or store.
 template <typename T, int V>
 struct alignas(sizeof(T) * V) Pack {

@@ -37,3 +37,10 @@ def check_like(op, name, t, other, u, first, leader):
     check_dtype(op, name, t.dtype)
     check_same_device(op, name, t, first, leader)
     check_same_shape(op, name, t, other, u)
+
+
+def check_theta(op, name, t, first):
+    check_dtype(op, name, t.dtype)
+    fits = t.dim() == 1 and t.is_contiguous()
+    torch._check(fits, lambda: f"{op}: {name} has shape {tuple(t.shape)}, expected one dimension without gaps")
+    check_same_device(op, name, t, "thetas[0]", first)

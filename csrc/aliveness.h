@@ -1,0 +1,95 @@
+// The arguments of aliveness and bury_, for both devices.
+#pragma once
+
+#include "checks.h"
+#include "scalar.h"
+#include "tensors.h"
+
+#include <string>
+#include <vector>
+
+namespace shrinknets {
+
+// One theta among those that must all be dead for a feature to be.
+struct Look {
+  Vector theta;
+  int64_t size;
+  int64_t at;  // where its mask begins
+  int64_t group;
+};
+
+// A tensor whose elements become zero where theta is dead: theta itself, or its optimizer's state.
+struct Burial {
+  Vector theta;
+  void* target;
+  int64_t size;
+  int bytes;  // of an element
+};
+
+inline void check_theta(const char* op, const std::string& name, const Tensor& t, const Tensor& first) {
+  check_dtype(op, name.c_str(), t);
+  SN_CHECK(t.dim() == 1 && t.is_contiguous(), op, ": ", name, " has shape ", shape_of(t),
+           ", expected one dimension without gaps");
+  check_same_device(op, name.c_str(), t, "thetas[0]", first);
+}
+
+// group: ascending from 0 without gaps, one entry for each theta.
+inline std::vector<Look> make_looks(const std::vector<Tensor>& thetas, const std::vector<int64_t>& group) {
+  const char* op = "aliveness";
+  SN_CHECK(thetas.size() == group.size(), op, ": group has ", group.size(), " entries, expected ", thetas.size());
+  std::vector<Look> looks;
+  int64_t end = 0;
+  for (size_t i = 0; i < thetas.size(); ++i) {
+    const std::string name = "thetas[" + std::to_string(i) + "]";
+    check_theta(op, name, thetas[i], thetas[0]);
+    const bool starts = i == 0 || group[i] != group[i - 1];
+    const int64_t expected = i == 0 ? 0 : group[i - 1] + starts, size = thetas[i].size(0);
+    SN_CHECK(group[i] == expected, op, ": group holds ", group[i], " at position ", i, ", expected ", expected);
+    SN_CHECK(starts || size == looks.back().size, op, ": ", name, " has shape ", shape_of(thetas[i]), ", expected (",
+             looks.back().size, ",) as its group");
+    looks.push_back({Vector(thetas[i]), size, starts ? end : looks.back().at, group[i]});
+    end = looks.back().at + size;
+  }
+  return looks;
+}
+
+// owner[i]: the theta to which state[i] belongs.
+inline std::vector<Burial> make_burials(const std::vector<Tensor>& thetas, const std::vector<Tensor>& state,
+                                        const std::vector<int64_t>& owner) {
+  const char* op = "bury_";
+  SN_CHECK(state.size() == owner.size(), op, ": owner has ", owner.size(), " entries, expected ", state.size());
+  std::vector<Burial> burials;
+  for (size_t i = 0; i < thetas.size(); ++i) {
+    check_theta(op, "thetas[" + std::to_string(i) + "]", thetas[i], thetas[0]);
+  }
+  for (size_t i = 0; i < state.size(); ++i) {
+    const std::string name = "state[" + std::to_string(i) + "]";
+    const auto bound = static_cast<int64_t>(thetas.size());
+    SN_CHECK(owner[i] >= 0 && owner[i] < bound, op, ": owner holds ", owner[i], ", expected 0 to ", bound - 1);
+    check_theta(op, name, state[i], thetas[0]);
+    check_same_shape(op, name.c_str(), state[i], "its theta", thetas[owner[i]]);
+    burials.push_back(
+        {Vector(thetas[owner[i]]), state[i].data_ptr(), state[i].size(0), static_cast<int>(state[i].element_size())});
+  }
+  for (const Tensor& theta : thetas) {
+    burials.push_back({Vector(theta), theta.data_ptr(), theta.size(0), static_cast<int>(theta.element_size())});
+  }
+  return burials;
+}
+
+SN_HOST_DEVICE void bury_one(const Burial& burial, int64_t k) {
+  if (burial.theta.get<double>(k) <= 0) {
+    switch (burial.bytes) {
+      case 2:
+        static_cast<uint16_t*>(burial.target)[k] = 0;
+        break;
+      case 4:
+        static_cast<uint32_t*>(burial.target)[k] = 0;
+        break;
+      default:
+        static_cast<uint64_t*>(burial.target)[k] = 0;
+    }
+  }
+}
+
+}  // namespace shrinknets

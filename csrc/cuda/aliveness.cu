@@ -1,0 +1,72 @@
+// aliveness on CUDA: one launch for all thetas of a device, a block for each group, nothing copied to the host.
+#include "../aliveness.h"
+#include "common.cuh"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <tuple>
+
+namespace shrinknets {
+namespace {
+
+template <typename Looks>
+__global__ void aliveness_kernel(Looks looks, uint8_t* dead, int64_t* counts) {
+  // the looks of this block's group
+  int first = 0;
+  while (looks.item[first].group != looks.item[0].group + blockIdx.x) {
+    ++first;
+  }
+  const Look& look = looks.item[first];
+  int64_t found = 0, broken = 0;
+  for (int64_t k = threadIdx.x; k < look.size; k += kThreads) {
+    bool gone = true;
+    for (int i = first; i < looks.count && looks.item[i].group == look.group; ++i) {
+      const double theta = looks.item[i].theta.template get<double>(k);
+      gone = gone && theta <= 0;
+      broken += !isfinite(theta);
+    }
+    dead[look.at + k] = gone;
+    found += gone;
+  }
+  found = block_sum(found);
+  broken = block_sum(broken);
+  if (threadIdx.x == 0) {
+    counts[2 * look.group] = found;
+    counts[2 * look.group + 1] = broken;
+  }
+}
+
+std::tuple<Tensor, Tensor> aliveness(std::vector<Tensor> thetas, std::vector<int64_t> group) {
+  const std::vector<Look> looks = make_looks(thetas, group);
+  const torch::stable::accelerator::DeviceGuard guard(thetas[0].get_device_index());
+  const int64_t groups = looks.back().group + 1;
+  Tensor dead = empty_vector(thetas[0], looks.back().at + looks.back().size, ScalarType::Byte);
+  Tensor counts = torch::stable::new_empty(thetas[0], {groups, 2}, ScalarType::Long);
+  const cudaStream_t stream = current_stream(thetas[0]);
+  const auto all = static_cast<int64_t>(looks.size());
+  for (int64_t begin = 0; begin < all;) {
+    // as many whole groups as a launch takes
+    int64_t end = std::min<int64_t>(all, begin + LargeBatch<Look>::kMost);
+    while (end < all && end > begin && looks[end].group == looks[end - 1].group) {
+      --end;
+    }
+    SN_CHECK(end > begin, "aliveness: group ", looks[begin].group, " has more than ", LargeBatch<Look>::kMost,
+             " thetas");
+    const auto blocks = static_cast<unsigned>(looks[end - 1].group - looks[begin].group + 1);
+    with_batch(looks.data() + begin, end - begin, [&](const auto& batch) {
+      aliveness_kernel<<<blocks, kThreads, 0, stream>>>(batch, static_cast<uint8_t*>(dead.data_ptr()),
+                                                        static_cast<int64_t*>(counts.data_ptr()));
+    });
+    begin = end;
+  }
+  return {dead, counts};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(shrinknets_fast, CUDA, m) {
+  m.impl("aliveness", TORCH_BOX(&aliveness));
+}
+
+}  // namespace shrinknets
