@@ -8,7 +8,7 @@
 namespace shrinknets {
 namespace {
 
-constexpr int64_t kRun = 16384;     // elements of a long run that one unit takes: about 10 us of work
+constexpr int64_t kRun = 16384;     // elements of a long run that one unit takes
 constexpr int64_t kColumns = 2048;  // elements of neighbouring features that one unit takes from each row
 constexpr int64_t kUnits = 256;     // enough to keep 64 threads busy
 constexpr int64_t kShort = 16;      // below this, runs of one feature are too short for a loop of their own

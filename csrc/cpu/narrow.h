@@ -1,5 +1,5 @@
-// float16 and bfloat16 to float32 and back, many at a time: c10's own conversion of float16 takes 1.4 ns on x86, F16C's
-// 0.05 ns.
+// float16 and bfloat16 to float32 and back, many at a time: to and fro takes 2.9 ns a float16 value with c10's own
+// conversion on x86; with F16C a whole fold of it takes 0.14 ns.
 #pragma once
 
 #include "../scalar.h"
