@@ -1,3 +1,7 @@
+import os
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from closeness import DTYPES, assert_close, mixed_dtypes, slid_views, wide
@@ -176,3 +180,25 @@ def test_the_result_does_not_change_from_run_to_run_nor_with_threads(shape, devi
     finally:
         torch.set_num_threads(threads)
     assert_close(first, reference.filter_backward(*wide(grad, x, theta))[1])
+
+
+def grown_by(call):
+    """Bytes by which ``call()`` raises this process's peak memory."""
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = peak()
+    result = call()
+    return peak() - before, result
+
+
+def peak():
+    return 1024 * int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux's /proc")
+@pytest.mark.parametrize("shape", [(1, 300_000, 16), (64, 100_000), (64, 10_000, 9)], ids=str)
+def test_the_backward_needs_little_memory_of_its_own(shape):
+    x, theta, grad = (t.abs() + 0.1 for t in make(shape, 1, torch.float32))
+    grown, (dx, dtheta) = grown_by(lambda: ops.filter_backward(grad, x, theta))
+    sums = 8 * theta.numel() + 8 * x.numel() // 8  # one for each feature, and at most one for each 8 elements
+    assert grown <= dx.nbytes + dtheta.nbytes + theta.nbytes + sums + 2**21
+    assert_close(dtheta, reference.filter_backward(*wide(grad, x, theta))[1])

@@ -64,6 +64,19 @@ def test_mixed_dtypes_and_the_cast(dtype, other, device):
     assert ops.fold(weight, bias, theta, other)[1].dtype == other
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("width", [65536 // 5, 7], ids=str)  # whole groups of values and a rest; no whole group
+def test_narrow_values_are_converted_as_torch_does(dtype, width, device):
+    every = torch.arange(-32768, 32768, dtype=torch.int16, device=device).view(dtype)[: 65536 // width * width]
+    ones = torch.ones(len(every) // width, device=device)
+    out = ops.fold(every.view(-1, width), None, ones)[0].flatten()
+    finite = every == every
+    assert torch.equal(out[finite].view(torch.int16), every[finite].view(torch.int16)) and out[~finite].isnan().all()
+    between = torch.cat([every.float() * f for f in (1.0, 1 + 2**-11, 1 + 2**-9, 0.3)]).nan_to_num(nan=1.5, posinf=1e9)
+    out = ops.fold(between.view(-1, width), None, ones.repeat(4), dtype)[0].flatten()
+    assert torch.equal(out.view(torch.int16), between.to(dtype).view(torch.int16))
+
+
 @pytest.mark.parametrize("alive", ["none", "one", "all"])
 def test_all_dead_one_alive_none_dead(alive, device):
     weight, bias, theta, grad, grad_bias = make((9, 21), device=device)

@@ -1,5 +1,6 @@
-// filter on the CPU: memory order, split into tasks; the backward reads the gradient and the input once.
+// filter on the CPU: memory order, split into units; the backward reads the gradient and the input once.
 #include "../filter.h"
+#include "runs.h"
 
 #include <tuple>
 #include <vector>
@@ -7,37 +8,73 @@
 namespace shrinknets {
 namespace {
 
-constexpr int64_t kRun = 16384;  // elements per task
-constexpr int64_t kShort = 16;   // below this, runs of one feature are too short for a loop of their own
+constexpr int64_t kRun = 16384;     // elements of a long run that one unit takes
+constexpr int64_t kColumns = 2048;  // elements of neighbouring features that one unit takes from each row
+constexpr int64_t kUnits = 256;     // enough to keep 64 threads busy
+constexpr int64_t kShort = 16;      // below this, runs of one feature are too short for a loop of their own
 
-// Tasks cut an array of `outer` rows of features * inner elements: whole rows where runs are short, parts of a run
-// elsewhere.
-struct Tasks {
+// A share of the (outer, features, inner) array. Units of one part never share a feature.
+struct Unit {
+  int64_t part, first_row, last_row, first, last, begin, end;
+};
+
+// The split depends on the shape alone, so sums do not depend on the number of threads; and there are few parts, so
+// that sums for each part take little memory: at most features + numel / 8 of them.
+struct Units {
   Blocks blocks;
-  bool by_row;
-  int64_t pieces = 1;  // of each run
-  int64_t count = 0;
-  int64_t grain = 1;
+  int64_t pieces, width, across, groups, count, grain;
 
-  explicit Tasks(const Blocks& b) : blocks(b), by_row(b.inner < kShort) {
-    const int64_t row = b.features * b.inner;
-    pieces = by_row ? 1 : (b.inner + kRun - 1) / kRun;
-    count = by_row ? b.outer : b.outer * b.features * pieces;
-    grain = std::max<int64_t>(1, kRun / std::max<int64_t>(by_row ? row : std::min(b.inner, kRun), 1));
+  explicit Units(const Blocks& b) : blocks(b) {
+    const int64_t numel = b.numel(), wanted = std::min(kUnits, (numel + kRun - 1) / kRun);
+    pieces = std::max<int64_t>(1, (b.inner + kRun - 1) / kRun);
+    width = std::max<int64_t>(1, kColumns / std::max<int64_t>(b.inner, 1));
+    across = (b.features + width - 1) / width;
+    const int64_t per_group = std::max<int64_t>(1, across * pieces);
+    groups = std::clamp<int64_t>((wanted + per_group - 1) / per_group, 1, std::max<int64_t>(b.outer, 1));
+    count = numel ? groups * across * pieces : 0;
+    grain = numel ? std::max<int64_t>(1, kRun * count / numel) : 1;
+  }
+
+  int64_t parts() const { return groups * pieces; }
+
+  Unit at(int64_t i) const {
+    const int64_t piece = i % pieces, block = i / pieces % across, group = i / pieces / across;
+    return {group * pieces + piece,
+            blocks.outer * group / groups,
+            blocks.outer * (group + 1) / groups,
+            block * width,
+            std::min((block + 1) * width, blocks.features),
+            piece * kRun,
+            std::min((piece + 1) * kRun, blocks.inner)};
+  }
+
+  template <typename Body>
+  void in_parallel(const Body& body) const {
+    torch::stable::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        body(at(i));
+      }
+    });
   }
 
   // body(feature, start, length): neighbouring elements of one feature.
   template <typename Body>
-  void for_runs(int64_t begin, int64_t end, const Body& body) const {
-    for (int64_t task = begin; task < end; ++task) {
-      if (by_row) {
-        int64_t at = task * blocks.features * blocks.inner;
-        for (int64_t c = 0; c < blocks.features; ++c, at += blocks.inner) {
-          body(c, at, blocks.inner);
-        }
-      } else {
-        const int64_t plane = task / pieces, start = (task % pieces) * kRun;
-        body(plane % blocks.features, plane * blocks.inner + start, std::min(kRun, blocks.inner - start));
+  void for_runs(const Unit& u, const Body& body) const {
+    for (int64_t row = u.first_row; row < u.last_row; ++row) {
+      for (int64_t c = u.first; c < u.last; ++c) {
+        body(c, (row * blocks.features + c) * blocks.inner + u.begin, u.end - u.begin);
+      }
+    }
+  }
+
+  // Short runs. body(feature, start, length): neighbouring elements of several features, no more than a chunk.
+  template <typename Body>
+  void for_chunks(const Unit& u, const Body& body) const {
+    const int64_t step = kChunk / blocks.inner;
+    for (int64_t row = u.first_row; row < u.last_row; ++row) {
+      for (int64_t c = u.first; c < u.last; c += step) {
+        const int64_t features = std::min(step, u.last - c);
+        body(c, (row * blocks.features + c) * blocks.inner, features * blocks.inner);
       }
     }
   }
@@ -54,77 +91,50 @@ std::vector<acc> scales(const Tensor& theta) {
 }
 
 template <typename T, typename acc>
-void scale_all(const Blocks& blocks, const T* x, T* y, const std::vector<acc>& s) {
-  const Tasks tasks(blocks);
-  torch::stable::parallel_for(0, tasks.count, tasks.grain, [&](int64_t begin, int64_t end) {
-    if (blocks.inner == 1) {  // (outer, features): one loop over the features of each row
-      for (int64_t o = begin; o < end; ++o) {
-        const T* from = x + o * blocks.features;
-        T* to = y + o * blocks.features;
-        for (int64_t c = 0; c < blocks.features; ++c) {
-          to[c] = static_cast<T>(scaled(static_cast<acc>(from[c]), s[c]));
+void scale_all(const Blocks& blocks, const T* x, T* y, const std::vector<acc>& scale) {
+  const Units units(blocks);
+  units.in_parallel([&](const Unit& unit) {
+    if (blocks.inner >= kShort) {
+      units.for_runs(unit, [&](int64_t c, int64_t at, int64_t n) {
+        if (scale[c] == acc(0)) {
+          std::fill_n(y + at, n, T(0));
+        } else {
+          scale_run(x + at, y + at, n, scale[c]);
         }
-      }
+      });
       return;
     }
-    tasks.for_runs(begin, end, [&](int64_t c, int64_t at, int64_t length) {
-      const acc scale = s[c];
-      for (int64_t i = at; i < at + length; ++i) {
-        y[i] = static_cast<T>(scaled(static_cast<acc>(x[i]), scale));
-      }
+    units.for_chunks(unit, [&](int64_t c, int64_t at, int64_t n) {
+      scale_columns(x + at, y + at, n, blocks.inner, scale.data() + c);
     });
   });
 }
 
-// Each task group of a fixed size has its own sums, so the result does not depend on which thread ran it.
 template <typename G, typename T>
-void scale_and_reduce(const Blocks& blocks, const G* grad, const T* x, T* dx, const std::vector<acc_t<G, T>>& s,
+void scale_and_reduce(const Blocks& blocks, const G* grad, const T* x, T* dx, const std::vector<acc_t<G, T>>& scale,
                       std::vector<double>& dtheta) {
   using acc = acc_t<G, T>;
-  const Tasks tasks(blocks);
-  const int64_t groups = std::min<int64_t>(64, (tasks.count + tasks.grain - 1) / tasks.grain);
-  const int64_t per_group = groups ? (tasks.count + groups - 1) / groups : 0;
-  std::vector<double> sums(groups * blocks.features, 0.0);
-  torch::stable::parallel_for(0, groups, 1, [&](int64_t first, int64_t last) {
-    for (int64_t group = first; group < last; ++group) {
-      double* own = sums.data() + group * blocks.features;
-      const int64_t begin = group * per_group, end = std::min(begin + per_group, tasks.count);
-      if (blocks.inner == 1) {
-        for (int64_t o = begin; o < end; ++o) {
-          const int64_t row = o * blocks.features;
-          for (int64_t c = 0; c < blocks.features; ++c) {
-            const acc g = static_cast<acc>(grad[row + c]);
-            own[c] += static_cast<double>(g * static_cast<acc>(x[row + c]));
-            dx[row + c] = static_cast<T>(scaled(g, s[c]));
-          }
-        }
-        continue;
-      }
-      tasks.for_runs(begin, end, [&](int64_t c, int64_t at, int64_t length) {
-        const acc scale = s[c];
-        acc lanes[8] = {};
-        int64_t i = at;
-        for (; i + 8 <= at + length; i += 8) {
-          for (int lane = 0; lane < 8; ++lane) {
-            const acc g = static_cast<acc>(grad[i + lane]);
-            lanes[lane] += g * static_cast<acc>(x[i + lane]);
-            dx[i + lane] = static_cast<T>(scaled(g, scale));
-          }
-        }
-        for (; i < at + length; ++i) {
-          const acc g = static_cast<acc>(grad[i]);
-          lanes[i % 8] += g * static_cast<acc>(x[i]);
-          dx[i] = static_cast<T>(scaled(g, scale));
-        }
-        for (acc lane : lanes) {
-          own[c] += lane;
+  const Units units(blocks);
+  std::vector<double> sums(units.parts() * blocks.features, 0.0);
+  units.in_parallel([&](const Unit& unit) {
+    double* own = sums.data() + unit.part * blocks.features;
+    if (blocks.inner >= kShort) {
+      units.for_runs(unit, [&](int64_t c, int64_t at, int64_t n) {
+        if (scale[c] == acc(0)) {
+          std::fill_n(dx + at, n, T(0));
+        } else {
+          own[c] += scale_and_dot(grad + at, x + at, dx + at, n, scale[c]);
         }
       });
+      return;
     }
+    units.for_chunks(unit, [&](int64_t c, int64_t at, int64_t n) {
+      scale_and_add_columns(grad + at, x + at, dx + at, n, blocks.inner, scale.data() + c, own + c);
+    });
   });
-  for (int64_t group = 0; group < groups; ++group) {
+  for (int64_t part = 0; part < units.parts(); ++part) {
     for (int64_t c = 0; c < blocks.features; ++c) {
-      dtheta[c] += s[c] == acc(0) ? 0.0 : sums[group * blocks.features + c];
+      dtheta[c] += scale[c] == acc(0) ? 0.0 : sums[part * blocks.features + c];
     }
   }
 }

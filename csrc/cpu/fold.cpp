@@ -1,5 +1,6 @@
 // fold on the CPU: rows in parallel, each row in one pass.
 #include "../fold.h"
+#include "runs.h"
 
 #include <tuple>
 
@@ -39,10 +40,8 @@ void fold_rows(const Rows<2>& rows, const W* weight, O* out, Vector bias, Vector
           for (int64_t k = 0; k < run; ++k) {
             to[k * step_out] = O(0);
           }
-        } else if (step_in == 1 && step_out == 1) {  // the loop that compilers turn into vector code
-          for (int64_t k = 0; k < run; ++k) {
-            to[k] = static_cast<O>(static_cast<acc>(in[k]) * s);
-          }
+        } else if (step_in == 1 && step_out == 1) {
+          scale_run(in, to, run, s);
         } else {
           for (int64_t k = 0; k < run; ++k) {
             to[k * step_out] = static_cast<O>(static_cast<acc>(in[k * step_in]) * s);
@@ -51,36 +50,6 @@ void fold_rows(const Rows<2>& rows, const W* weight, O* out, Vector bias, Vector
       });
     }
   });
-}
-
-// <G, W> of one run and dW = s G, in one read. 16 sums side by side, flushed into a double every 4096 elements, keep
-// the error below torch's own sum while the loop stays vector code.
-template <typename acc, typename G, typename W>
-double scale_and_dot(const G* g, int64_t step_g, const W* w, int64_t step_w, W* dw, int64_t step_dw, int64_t run,
-                     acc s) {
-  double total = 0;
-  const bool dense = step_g == 1 && step_w == 1 && step_dw == 1;
-  for (int64_t start = 0; start < run; start += 4096) {
-    const int64_t stop = std::min<int64_t>(start + 4096, run);
-    acc lanes[16] = {};
-    int64_t k = start;
-    for (; dense && k + 16 <= stop; k += 16) {
-      for (int lane = 0; lane < 16; ++lane) {
-        const acc grad = static_cast<acc>(g[k + lane]);
-        lanes[lane] += grad * static_cast<acc>(w[k + lane]);
-        dw[k + lane] = static_cast<W>(grad * s);
-      }
-    }
-    for (; k < stop; ++k) {
-      const acc grad = static_cast<acc>(g[k * step_g]);
-      lanes[k % 16] += grad * static_cast<acc>(w[k * step_w]);
-      dw[k * step_dw] = static_cast<W>(grad * s);
-    }
-    for (acc lane : lanes) {
-      total += lane;
-    }
-  }
-  return total;
 }
 
 struct BackwardVectors {
@@ -92,6 +61,7 @@ template <typename G, typename W>
 void fold_rows_backward(const Rows<3>& rows, const G* grad, const W* weight, W* dweight, const BackwardVectors& v) {
   using acc = acc_t<G, W>;
   const int last = rows.ndim - 1;
+  const int64_t step_g = rows.stride[0][last], step_w = rows.stride[1][last], step_dw = rows.stride[2][last];
   torch::stable::parallel_for(0, rows.rows, grain(rows.inner), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
       const acc s = scale_of<acc>(v.theta, r);
@@ -102,10 +72,16 @@ void fold_rows_backward(const Rows<3>& rows, const G* grad, const W* weight, W* 
         W* dw = dweight + r * rows.row_stride[2] + rows.offset(2, i);
         if (s == acc(0)) {
           for (int64_t k = 0; k < run; ++k) {
-            dw[k * rows.stride[2][last]] = W(0);
+            dw[k * step_dw] = W(0);
           }
+        } else if (step_g == 1 && step_w == 1 && step_dw == 1) {
+          dot += scale_and_dot(g, w, dw, run, s);
         } else {
-          dot += scale_and_dot<acc>(g, rows.stride[0][last], w, rows.stride[1][last], dw, rows.stride[2][last], run, s);
+          for (int64_t k = 0; k < run; ++k) {
+            const acc upstream = static_cast<acc>(g[k * step_g]);
+            dot += static_cast<double>(upstream * static_cast<acc>(w[k * step_w]));
+            dw[k * step_dw] = static_cast<W>(upstream * s);
+          }
         }
       });
       const acc gb = v.grad_bias ? v.grad_bias.get<acc>(r) : acc(0);
