@@ -18,6 +18,20 @@ struct Look {
   int64_t group;
 };
 
+// The result: for each group two int64, how many are dead and how many not finite, then all masks, a byte a feature.
+// One tensor, so that one copy brings it to the host.
+struct Seen {
+  Tensor bytes;
+  int64_t* counts;
+  uint8_t* masks;
+
+  explicit Seen(const Tensor& like, const std::vector<Look>& looks)
+      : bytes(
+            empty_vector(like, 16 * (looks.back().group + 1) + looks.back().at + looks.back().size, ScalarType::Byte)),
+        counts(static_cast<int64_t*>(bytes.data_ptr())),
+        masks(static_cast<uint8_t*>(bytes.data_ptr()) + 16 * (looks.back().group + 1)) {}
+};
+
 // A tensor whose elements become zero where theta is dead: theta itself, or its optimizer's state.
 struct Burial {
   Vector theta;

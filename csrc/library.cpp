@@ -10,8 +10,8 @@ STABLE_TORCH_LIBRARY(shrinknets_fast, m) {
   // filter.cpp, filter.cu
   m.def("filter(Tensor x, Tensor theta, int dim=1) -> Tensor");
   m.def("filter_backward(Tensor grad, Tensor x, Tensor theta, int dim=1) -> (Tensor, Tensor)");
-  // aliveness.cpp, aliveness.cu: dead masks one after the other, and (dead, not finite) of each group of thetas
-  m.def("aliveness(Tensor[] thetas, int[] group) -> (Tensor, Tensor)");
+  // aliveness.cpp, aliveness.cu: bytes; (dead, not finite) of each group as int64, then the dead masks
+  m.def("aliveness(Tensor[] thetas, int[] group) -> Tensor");
   // bury.cpp, bury.cu: zeros where theta <= 0, in theta and in state[i] of thetas[owner[i]]
   m.def("bury_(Tensor(a!)[] thetas, Tensor(b!)[] state, int[] owner) -> ()");
   // compact.cpp, compact.cu; moves bytes only: sizes, strides and version counters are the caller's

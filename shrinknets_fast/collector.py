@@ -25,6 +25,7 @@ from .memory import trim
 from .nn import Gated
 from .optimizers import bury, checked_optimizers, parameters_of
 from .vanish import closed_branches, vanish
+from .watch import Watch
 
 __all__ = ["Collection", "GarbageCollector", "example_of"]
 
@@ -107,7 +108,7 @@ class GarbageCollector:
         self._trace(args, kwargs)
         self._steps = 0
         self._kept_branches = set()  # closed, but they change the shape of their input, so they stay
-        self._seen = {}  # id(theta) -> dead features at the last plan
+        self._seen = {}  # id(theta) -> dead features that the last collection left
         self._callbacks = OrderedDict()
         self._hooks = [o.register_step_post_hook(self._after_step) for o in self.optimizers]
         self._hooks += [o.register_step_pre_hook(self._before_step) for o in self.optimizers]
@@ -115,20 +116,20 @@ class GarbageCollector:
     def plan(self):
         """What a collection would remove now. Changes nothing."""
         self._check_model()
-        plan = self._plan(self._dead(), self._generator.clone_state())
-        return dataclasses.replace(plan, branches=tuple(closed_branches(self.model)))
+        dead = self._watch.masks()
+        plan = self._plan(dead, self._generator.clone_state())
+        return dataclasses.replace(plan, branches=tuple(closed_branches(self.model, dead)))
 
     def collect(self):
         """Remove whatever is dead now (a random share if ``removal`` < 1); returns a :class:`Collection`."""
         start = time.perf_counter()
         self._check_model()
-        dead = self._dead()
-        branches = self._close_branches()
+        dead = self._watch.masks()
+        branches = self._close_branches(dead)
         if branches:
-            dead = self._dead()
+            dead = self._watch.masks()
         plan = self._plan(dead, self._generator)
-        self._seen = {key: int(mask.sum()) for key, mask in dead.items()}
-        moved, freed = self._carry_out(plan)
+        moved, freed = self._carry_out(plan, dead)
         return Collection(plan.removed, moved, freed, (time.perf_counter() - start) * 1e3, branches)
 
     def collect_constants(self):
@@ -137,15 +138,27 @@ class GarbageCollector:
         The biases that exist take the constants over, where that is exact (not across zero padding). Returns removed per hub.
         """
         self._check_model()
-        dead = self._dead()
+        dead = self._watch.masks()
         constants = Constants(self._network, dead)
         plan = make_plan(self._network, self._hubs, dead, forgiven=forgiven(self.model, constants))
-        self._carry_out(plan, lambda: move_into_biases(self.model, self._network, constants, plan.gone))
+        self._carry_out(plan, dead, lambda: move_into_biases(self.model, self._network, constants, plan.gone))
         return plan.removed
 
-    def _carry_out(self, plan, before=lambda: None):
+    def _stay_dead(self, dead, plan):
+        """{id(theta): number of its dead features that the plan leaves in place}"""
+        counts = {}
+        for key, mask in dead.items():
+            bound = self._network.bound.get(key)
+            axis = bound.value.axes[0] if bound else None
+            counts[key] = int((mask if axis is None else mask & ~plan.gone[axis.ids]).sum())
+        return counts
+
+    def _carry_out(self, plan, dead, before=lambda: None):
         moved = freed = 0
+        self._watch.forget()
+        self._seen = {key: int(mask.sum()) for key, mask in dead.items()}  # if it fails, not again at every step
         if plan:
+            left = self._stay_dead(dead, plan)
             check_storages(self.model, plan.tensors)
             self._rehearsal.run(self.model, plan.tensors, plan.widths)
             before()
@@ -158,7 +171,7 @@ class GarbageCollector:
                 self._following,
                 self._rehearsal.depthwise,
             )
-            self._seen = {key: int(mask.sum()) for key, mask in self._dead().items()}
+            self._seen = left
             for name in plan.padded:
                 warnings.warn(f"{name}: all its features are dead; one stays as padding", stacklevel=2)
             if self._compiled:
@@ -169,15 +182,21 @@ class GarbageCollector:
     def step(self):
         """Call after ``optimizer.step()``: collects when due and returns the :class:`Collection`, else None.
 
+        On CUDA nothing waits for the device: what one call asks for, the next one reads, so a collection comes a step later.
+
         Raises ShrinkError naming the parameter if a theta is not finite, or if a gradient has a stale shape.
         """
         self._steps += 1
-        if self._steps % self.every:
+        counts = self._watch.counts()  # of an earlier look, on CUDA
+        if not self._steps % self.every:
+            if not self.optimizers:  # theirs are checked before each step
+                check_gradients(self.model.parameters())
+            self._watch.look()
+            counts = counts or self._watch.counts()
+        if counts is None:
             return None
-        check_gradients(self.model.parameters())
-        dead = self._dead()
-        new = {key: int(mask.sum()) - self._seen.get(key, 0) for key, mask in dead.items()}
-        if not any(count > 0 and count >= self.min_dead * len(dead[key]) for key, count in new.items()):
+        new = {key: (dead - self._seen.get(key, 0), size) for key, (dead, size) in counts.items()}
+        if not any(count > 0 and count >= self.min_dead * size for count, size in new.values()):
             return None
         collection = self.collect()
         return collection if collection.removed or collection.branches else None
@@ -187,7 +206,7 @@ class GarbageCollector:
         self._check_model()
         vanished = [name for name, m in self.model.named_modules() if isinstance(m, Gated) and m.vanished]
         lines = [f"{name}: this branch is closed and has left the network" for name in vanished]
-        return "\n".join([explain(self._network, self._hubs, self._dead()), *lines])
+        return "\n".join([explain(self._network, self._hubs, self._watch.masks()), *lines])
 
     def on_removed(self, callback):
         """``callback(hub_name, kept)`` after each removal; kept: the positions that stayed. Returns a handle to remove it."""
@@ -218,13 +237,14 @@ class GarbageCollector:
     def _trace(self, args, kwargs):
         model = self.model
         self._filters = {id(m.theta): (name, m.theta) for name, m in reversed(named_filters(model).items())}
+        self._watch = Watch(self._filters, self._copies)
         names = {key: name for key, (name, _) in self._filters.items()}
         self._network, self._hubs, self._rehearsal = build(model, args, kwargs, names)
         _examples[model] = (self._rehearsal.args, self._rehearsal.kwargs)
 
-    def _close_branches(self):
+    def _close_branches(self, dead):
         """Take out the residual branches whose gate is dead; the network that is left is traced anew."""
-        branches = closed_branches(self.model)
+        branches = closed_branches(self.model, dead)
         branches = {name: gated for name, gated in branches.items() if name not in self._kept_branches}
         if not branches:
             return ()
@@ -241,20 +261,9 @@ class GarbageCollector:
             self._trace(args, kwargs)
         return gone
 
-    def _dead(self):
-        """{id(theta): mask of its dead features, on the CPU}; an error where one is not finite."""
-        dead = {}
-        for key, (name, theta) in self._filters.items():
-            values = theta.detach().cpu()
-            if not bool(torch.isfinite(values).all()):
-                bad = values[~torch.isfinite(values)][0].item()
-                raise ShrinkError(f"{name}.theta holds {bad}: training has diverged, nothing was removed")
-            dead[key] = values <= 0
-            for copy in (
-                self._following.tensors(f"{name}.theta" if name else "theta", theta.shape) if self._waits else ()
-            ):
-                dead[key] &= copy.detach().cpu() <= 0
-        return dead
+    def _copies(self, name, theta):
+        """The thetas of the copies that a feature waits for."""
+        return self._following.tensors(f"{name}.theta" if name else "theta", theta.shape) if self._waits else ()
 
     def _plan(self, dead, generator):
         return make_plan(self._network, self._hubs, dead, align=self.align, removal=self.removal, generator=generator)

@@ -72,7 +72,8 @@ def aliveness(thetas, group):
     ]
     dead = [(stacked <= 0).all(0) for stacked in groups]
     counts = [(int(mask.sum()), int((~stacked.isfinite()).sum())) for mask, stacked in zip(dead, groups, strict=True)]
-    return torch.cat(dead).to(torch.uint8), torch.tensor(counts, dtype=torch.int64, device=thetas[0].device)
+    counts = torch.tensor(counts, dtype=torch.int64).flatten().view(torch.uint8)
+    return torch.cat([counts.to(thetas[0].device), *(mask.to(torch.uint8) for mask in dead)])
 
 
 def bury(theta, state):

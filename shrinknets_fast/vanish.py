@@ -6,10 +6,10 @@ from torch import nn
 from .nn import Gated
 
 
-def closed_branches(model):
-    """{name: Gated} of those whose gate is dead and whose branch is still there."""
+def closed_branches(model, dead):
+    """{name: Gated} of those whose gate is dead and whose branch is still there. dead: {id(theta): mask of its features}."""
     gated = {name: m for name, m in model.named_modules() if isinstance(m, Gated) and not m.vanished}
-    return {name: m for name, m in gated.items() if not bool(m.gate.alive.any())}
+    return {name: m for name, m in gated.items() if bool(dead[id(m.gate.theta)].all())}
 
 
 @torch.no_grad()

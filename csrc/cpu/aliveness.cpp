@@ -4,22 +4,17 @@
 #include <torch/csrc/stable/library.h>
 
 #include <cmath>
-#include <tuple>
 
 namespace shrinknets {
 namespace {
 
-std::tuple<Tensor, Tensor> aliveness(std::vector<Tensor> thetas, std::vector<int64_t> group) {
+Tensor aliveness(std::vector<Tensor> thetas, std::vector<int64_t> group) {
   const std::vector<Look> looks = make_looks(thetas, group);
-  Tensor dead = empty_vector(thetas[0], looks.back().at + looks.back().size, ScalarType::Byte);
-  Tensor counts = torch::stable::new_zeros(thetas[0], {looks.back().group + 1, 2}, ScalarType::Long);
-  auto* const masks = static_cast<uint8_t*>(dead.data_ptr());
-  auto* const count = static_cast<int64_t*>(counts.data_ptr());
+  const Seen seen(thetas[0], looks);
   for (size_t i = 0; i < looks.size(); ++i) {
     const Look& look = looks[i];
     const bool starts = i == 0 || look.group != looks[i - 1].group;
-    const bool ends = i + 1 == looks.size() || look.group != looks[i + 1].group;
-    uint8_t* const mask = masks + look.at;
+    uint8_t* const mask = seen.masks + look.at;
     int64_t alive = 0, broken = 0;
     for (int64_t k = 0; k < look.size; ++k) {
       const double theta = look.theta.get<double>(k);
@@ -27,10 +22,10 @@ std::tuple<Tensor, Tensor> aliveness(std::vector<Tensor> thetas, std::vector<int
       alive += !mask[k];
       broken += !std::isfinite(theta);
     }
-    count[2 * look.group] = ends ? look.size - alive : 0;
-    count[2 * look.group + 1] += broken;
+    seen.counts[2 * look.group] = look.size - alive;  // the last one of a group knows
+    seen.counts[2 * look.group + 1] = broken + (starts ? 0 : seen.counts[2 * look.group + 1]);
   }
-  return {dead, counts};
+  return seen.bytes;
 }
 
 }  // namespace

@@ -5,8 +5,6 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include <tuple>
-
 namespace shrinknets {
 namespace {
 
@@ -37,12 +35,10 @@ __global__ void aliveness_kernel(Looks looks, uint8_t* dead, int64_t* counts) {
   }
 }
 
-std::tuple<Tensor, Tensor> aliveness(std::vector<Tensor> thetas, std::vector<int64_t> group) {
+Tensor aliveness(std::vector<Tensor> thetas, std::vector<int64_t> group) {
   const std::vector<Look> looks = make_looks(thetas, group);
   const torch::stable::accelerator::DeviceGuard guard(thetas[0].get_device_index());
-  const int64_t groups = looks.back().group + 1;
-  Tensor dead = empty_vector(thetas[0], looks.back().at + looks.back().size, ScalarType::Byte);
-  Tensor counts = torch::stable::new_empty(thetas[0], {groups, 2}, ScalarType::Long);
+  const Seen seen(thetas[0], looks);
   const cudaStream_t stream = current_stream(thetas[0]);
   const auto all = static_cast<int64_t>(looks.size());
   for (int64_t begin = 0; begin < all;) {
@@ -55,12 +51,11 @@ std::tuple<Tensor, Tensor> aliveness(std::vector<Tensor> thetas, std::vector<int
              " thetas");
     const auto blocks = static_cast<unsigned>(looks[end - 1].group - looks[begin].group + 1);
     with_batch(looks.data() + begin, end - begin, [&](const auto& batch) {
-      aliveness_kernel<<<blocks, kThreads, 0, stream>>>(batch, static_cast<uint8_t*>(dead.data_ptr()),
-                                                        static_cast<int64_t*>(counts.data_ptr()));
+      aliveness_kernel<<<blocks, kThreads, 0, stream>>>(batch, seen.masks, seen.counts);
     });
     begin = end;
   }
-  return {dead, counts};
+  return seen.bytes;
 }
 
 }  // namespace

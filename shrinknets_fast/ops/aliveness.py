@@ -1,8 +1,8 @@
 """aliveness: which features of which filters are dead, for all filters of a device in one launch.
 
 ``dead[k] = 1`` where every theta of a group has ``theta[k] <= 0``, else 0. A group is a filter's theta and those of its copies.
-thetas: vectors (float64, float32, float16 or bfloat16); group: their groups, ascending from 0. Returns the masks of all groups,
-uint8, one after the other, and counts of shape (groups, 2), int64: how many features are dead, how many thetas not finite.
+thetas: vectors (float64, float32, float16 or bfloat16); group: their groups, ascending from 0. Returns bytes on their device: for
+each group two int64, how many features are dead and how many thetas are not finite, then the masks of all groups, a byte each.
 """
 
 from functools import partial
@@ -32,10 +32,17 @@ def _(thetas, group):
             sizes.append(theta.shape[0])
         words = f"aliveness: thetas[{i}] has shape {tuple(theta.shape)}, expected ({sizes[-1]},) as its group"
         torch._check(theta.shape[0] == sizes[-1], partial(str, words))
-    return thetas[0].new_empty(sum(sizes), dtype=torch.uint8), thetas[0].new_empty((len(sizes), 2), dtype=torch.int64)
+    return thetas[0].new_empty(16 * len(sizes) + sum(sizes), dtype=torch.uint8)
 
 
+@torch.no_grad()
 def aliveness(groups):
-    """groups: lists of thetas, all on one device, at least one. Returns (masks, counts)."""
-    thetas = [theta.detach().contiguous() for group in groups for theta in group]
+    """groups: lists of thetas, all on one device, at least one."""
+    thetas = [theta if theta.is_contiguous() else theta.contiguous() for group in groups for theta in group]
     return _aliveness(thetas, [number for number, group in enumerate(groups) for _ in group])
+
+
+def taken_apart(seen, sizes):
+    """(counts of shape (groups, 2), [bool mask of each group]) of what :func:`aliveness` gave, as views."""
+    counts = seen[: 16 * len(sizes)].view(torch.int64).view(-1, 2)
+    return counts, seen[16 * len(sizes) :].view(torch.bool).split(sizes)

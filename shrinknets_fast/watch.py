@@ -1,0 +1,72 @@
+"""What is dead, as the host sees it: at once, or a step later without ever waiting for the device."""
+
+import torch
+
+from .errors import ShrinkError
+from .ops.aliveness import aliveness, taken_apart
+
+
+class Watch:
+    """filters: {key: (name, theta)}; copies(name, theta): the thetas of its copies, which must be dead too."""
+
+    def __init__(self, filters, copies):
+        self._filters = filters
+        self._copies = copies
+        self._looks = []  # of the look that is under way: (keys, sizes, bytes on the host, event)
+
+    def masks(self):
+        """{key: mask of its dead features} now, on the CPU. One copy from each device."""
+        found = {}
+        for keys, sizes, seen in self._seen():
+            counts, masks = taken_apart(seen.cpu(), sizes)
+            self._check(keys, counts)
+            found.update(zip(keys, masks, strict=True))
+        return {key: found[key] for key in self._filters}
+
+    def look(self):
+        """Start a look, unless one is under way."""
+        if not self._looks:
+            for keys, sizes, seen in self._seen():
+                event = None
+                if seen.is_cuda:
+                    event = torch.cuda.Event()
+                    stream = torch.cuda.current_stream(seen.device)
+                    seen = seen.to("cpu", non_blocking=True)  # into pinned memory
+                    event.record(stream)
+                self._looks.append((keys, sizes, seen, event))
+
+    def forget(self):
+        """Drop the look that is under way: what it saw has been collected."""
+        self._looks = []
+
+    def counts(self):
+        """{key: (dead, all)} of the look that was started, or None while it has not arrived."""
+        if not self._looks or not all(event is None or event.query() for *_, event in self._looks):
+            return None
+        looks, self._looks = self._looks, []
+        found = {}
+        for keys, sizes, seen, _ in looks:
+            counts = taken_apart(seen, sizes)[0]
+            self._check(keys, counts)
+            found.update(zip(keys, zip(counts[:, 0].tolist(), sizes, strict=True), strict=True))
+        return found
+
+    def _seen(self):
+        """(keys, sizes, result of the op) for each device."""
+        devices = {}
+        for key, (name, theta) in self._filters.items():
+            copies = [copy.detach().to(theta.device) for copy in self._copies(name, theta)]
+            devices.setdefault(theta.device, []).append((key, [theta, *copies]))
+        for groups in devices.values():
+            keys, sizes = [key for key, _ in groups], [len(group[0]) for _, group in groups]
+            yield keys, sizes, aliveness([group for _, group in groups])
+
+    def _check(self, keys, counts):
+        if not int(counts[:, 1].sum()):
+            return
+        for key, broken in zip(keys, counts[:, 1].tolist(), strict=True):
+            name, theta = self._filters[key]
+            if broken:
+                values = theta.detach().cpu()
+                values = values[~torch.isfinite(values)].tolist() or ["what is not finite"]  # in a copy of the model
+                raise ShrinkError(f"{name}.theta holds {values[0]}: training has diverged, nothing was removed")
