@@ -1,0 +1,27 @@
+"""The one place where the benchmarks touch what is not the package's public interface."""
+
+import importlib
+
+
+def optional(name):
+    """A module of the package that this checkout may lack; None then."""
+    try:
+        return importlib.import_module(f"shrinknets_fast.{name}")
+    except ModuleNotFoundError:
+        return None
+
+
+def paths(layer):
+    """{path: callable} for every path of the dispatch table that ``layer`` can take, besides the default one."""
+    return {}
+
+
+def compact(tensors, dims, kept, fill):
+    """Compact ``tensors`` in place: kept[i][j] are the positions that stay along dims[i][j] of tensors[i]."""
+    return optional("ops.compact").compact_(tensors, dims, kept, fill)
+
+
+def why_no_compact():
+    """Why :func:`compact` cannot be called, or an empty string."""
+    module = optional("ops.compact")
+    return "" if hasattr(module, "compact_") else "this build has no compact_"
