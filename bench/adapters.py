@@ -25,3 +25,15 @@ def why_no_compact():
     """Why :func:`compact` cannot be called, or an empty string."""
     module = optional("ops.compact")
     return "" if hasattr(module, "compact_") else "this build has no compact_"
+
+
+def planned(gc):
+    """A call that carries out what ``gc`` plans now, the planning itself done."""
+    plan = gc._plan(gc._dead(), gc._generator)
+    return lambda: gc._carry_out(plan)
+
+
+def why_no_apply():
+    from shrinknets_fast import GarbageCollector
+
+    return "" if hasattr(GarbageCollector, "_carry_out") else "this build's collector has no separate apply"

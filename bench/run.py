@@ -47,6 +47,10 @@ def run_families(names, options, out, *, only=None, providers=None, budget=None,
 def run_case(family, case, options, effort, roles=None):
     """Yields one row per provider. A provider whose result is wrong gets match=False and no time."""
     torch.manual_seed(options.seed)
+    if case.measure:
+        for name, fields in case.measure().items():
+            yield rows.make(family, case.name, name, options.device.type, **case.fields, **fields)
+        return
     torch.compiler.reset()  # compiled code of earlier cases must not count against its limits
     providers, check = case.make()
     if roles:
@@ -82,7 +86,7 @@ def in_words(row):
     name = row["provider"]
     if row.get("unavailable"):
         return f"{name} unavailable ({row['unavailable']})"
-    if row["match"] is False:
+    if row.get("match") is False:
         return f"{name} WRONG, no time ({row.get('error', 'its result differs')})"
     time_ms = "" if row["median_ms"] is None else f" {row['median_ms']:.4g} ms"
     return f"{name}{time_ms}{' (noisy)' if row.get('noisy') else ''}"

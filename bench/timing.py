@@ -104,6 +104,8 @@ def measure(providers, device, effort, *, calls=None, host=False):
     counters = {name: itertools.count() for name in providers}
 
     def states(name, number):
+        if host:
+            gc.collect()  # whole models, in cycles
         prepare = providers[name].prepare
         return [k if prepare is None else prepare(k) for k in itertools.islice(counters[name], number)]
 

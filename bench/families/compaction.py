@@ -71,6 +71,7 @@ class Tensors:
         return providers, self.check
 
     def provider(self, run, role="rival", **more):
+        more.setdefault("more", lambda: {"rise_bytes": peak_rise(run, self.device, self.fresh)})
         return Provider(run, role, self.fresh, **more)
 
     def ours(self, tensors):
@@ -78,12 +79,11 @@ class Tensors:
         return tensors
 
     def counts(self):
-        if self.device.type != "cuda":
-            return {"peak_bytes": peak_rise(lambda: self.ours(self.fresh()), self.device)}
-        found = counted(lambda: self.ours(self.fresh()), self.device)
-        copies = counted(self.fresh, self.device)  # what restoring the tensors costs
-        rise = peak_rise(lambda: self.ours(self.fresh()), self.device)
-        return {key: found[key] - copies[key] for key in found} | {"peak_bytes": rise}
+        found = {"rise_bytes": peak_rise(self.ours, self.device, self.fresh)}
+        if self.device.type == "cuda":
+            with_copies, copies = (counted(run, self.device) for run in (lambda: self.ours(self.fresh()), self.fresh))
+            found |= {key: with_copies[key] - copies[key] for key in copies}
+        return found
 
     def index_select(self, tensors):
         for tensor, kept in zip(tensors, self.kept, strict=True):
