@@ -8,13 +8,14 @@ from pathlib import Path
 import torch
 
 from . import registry, rows
+from .table import as_text, comparisons
 
 
 def parser():
     main = argparse.ArgumentParser(
         prog="python -m bench", description="Measurements of shrinknets_fast beside its rivals."
     )
-    kinds = main.add_subparsers(dest="command", required=True, metavar="FAMILY|all|report|compare")
+    kinds = main.add_subparsers(dest="command", required=True, metavar="FAMILY|all|table|report|compare")
     for name, help in [*((n, summary(f)) for n, f in sorted(registry.load().items())), ("all", "every family")]:
         one = kinds.add_parser(name, help=help, description=help)
         one.add_argument("--quick", action="store_true", help="small sizes, seconds instead of minutes")
@@ -29,6 +30,8 @@ def parser():
     one = kinds.add_parser("report", help="REPORT.md and charts from the rows")
     one.add_argument("--results", default=rows.RESULTS, type=Path)
     one.add_argument("--out", default=Path(__file__).parent, type=Path, help="folder of REPORT.md and charts/")
+    one = kinds.add_parser("table", help="the rows of a folder as a table")
+    one.add_argument("--results", default=rows.RESULTS, type=Path)
     one = kinds.add_parser("compare", help="time another commit beside this one")
     one.add_argument("revision", metavar="REV")
     one.add_argument("--family", default="layers", choices=sorted(registry.FAMILIES))
@@ -48,12 +51,14 @@ def main(argv=None):
         from .report import write
 
         return write(arguments.results, arguments.out)
+    if arguments.command == "table":
+        print(as_text(comparisons(rows.read(arguments.results))))
+        return 0
     if arguments.command == "compare":
         from .compare import compare
 
         return compare(arguments)
     from .run import run_families
-    from .table import as_text, comparisons
 
     names = sorted(registry.FAMILIES) if arguments.command == "all" else [arguments.command]
     seed = secrets.randbits(31) if arguments.seed is None else arguments.seed

@@ -20,4 +20,7 @@ def why_not(kind):
 
 def compiled(call, device):
     """``call`` compiled for the shapes it is first given, or the reason why not. The first call, untimed, compiles."""
-    return why_not(device.type) or torch.compile(call, dynamic=False)
+    reason = why_not(device.type)
+    if not reason:
+        torch.compiler.reset()  # code compiled for earlier cases would count against its limits
+    return reason or torch.compile(call, dynamic=False)

@@ -51,7 +51,6 @@ def run_case(family, case, options, effort, roles=None):
         for name, fields in case.measure().items():
             yield rows.make(family, case.name, name, options.device.type, **case.fields, **fields)
         return
-    torch.compiler.reset()  # compiled code of earlier cases must not count against its limits
     providers, check = case.make()
     if roles:
         providers = {n: p for n, p in providers.items() if not isinstance(p, registry.Provider) or p.role in roles}
