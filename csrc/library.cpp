@@ -10,4 +10,6 @@ STABLE_TORCH_LIBRARY(shrinknets_fast, m) {
   // filter.cpp, filter.cu
   m.def("filter(Tensor x, Tensor theta, int dim=1) -> Tensor");
   m.def("filter_backward(Tensor grad, Tensor x, Tensor theta, int dim=1) -> (Tensor, Tensor)");
+  // compact.cpp, compact.cu; moves bytes only: sizes, strides and version counters are the caller's
+  m.def("compact_(Tensor(a!)[] tensors, Tensor[] kept, int[] tensor, int[] dim, int[] index) -> ()");
 }

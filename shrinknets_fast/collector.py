@@ -14,13 +14,14 @@ from .checks import check_gradients, check_storages, checked_count, checked_shar
 from .errors import ShrinkError
 from .filters import named_filters
 from .following import Following
-from .graph.apply import apply_plan
+from .graph.apply import apply_plan, members
 from .graph.build import build
 from .graph.constants import Constants, forgiven, move_into_biases
 from .graph.explain import explain
 from .graph.plan import make_plan
 from .graph.rehearse import Rehearsal
 from .graph.trace import checked_inputs, lookup
+from .memory import trim
 from .nn import Gated
 from .optimizers import bury, checked_optimizers, parameters_of
 from .vanish import closed_branches, vanish
@@ -40,7 +41,8 @@ def example_of(model):
 
 @dataclass(frozen=True)
 class Collection:
-    """What one collection did: features removed per hub, bytes written and freed (state included), milliseconds.
+    """What one collection did: features removed per hub, bytes written, bytes no longer used (state included; see
+    :meth:`GarbageCollector.trim`), milliseconds.
 
     ``branches``: the residual branches that left as a whole.
     """
@@ -193,9 +195,18 @@ class GarbageCollector:
         self._callbacks[handle.id] = callback
         return handle
 
-    def trim(self):
-        """Give unused memory back; returns the bytes freed. A collection leaves no slack, so there is nothing to give."""
-        return 0
+    def trim(self, waste=0.1):
+        """Give back what collections left unused: of each tensor whose memory is unused by more than the share ``waste``.
+
+        Such a tensor moves (its ``data_ptr()`` changes), one at a time; one whose memory something else refers to stays. Call it
+        before ``torch.save``, which writes whole storages. Returns the bytes given back.
+        """
+        checked_share("waste", waste, smallest_allowed=True)
+        tensors = {}
+        for bound in self._network.bound.values():
+            for tensor in members(bound.names[0], bound.tensor, self.optimizers, self._following):
+                tensors[id(tensor)] = tensor
+        return trim(tensors.values(), waste)
 
     def state_dict(self):
         return {"steps": self._steps, "generator": self._generator.get_state()}

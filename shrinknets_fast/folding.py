@@ -8,6 +8,7 @@ from torch import nn
 from .collector import GarbageCollector, example_of
 from .errors import ShrinkError
 from .filters import named_filters
+from .memory import trim
 from .nn import Filter, Gated
 from .ops.fold import fold
 from .placement import replace
@@ -65,6 +66,7 @@ def fold_filters(model, example_inputs=None, *, example_kwargs=None):
             replace(plain, module, new)
     for p in plain.parameters():
         p.grad = None
+    trim([*plain.parameters(), *plain.buffers()], waste=0)
     return plain
 
 

@@ -58,3 +58,9 @@ def filter_backward(grad, x, theta, dim=1):
     product = grad.to(wide) * x.to(wide)
     dtheta = product.sum().reshape(1) if len(theta) == 1 else product.transpose(0, dim).unsqueeze(-1).flatten(1).sum(1)
     return dx, torch.where(theta <= 0, torch.zeros_like(dtheta), dtheta).to(theta.dtype)
+
+
+def compact(x, keep):
+    """The positions ``keep`` ({dim: positions}) of x, out of place; by one gather over all dimensions."""
+    places = [keep.get(d, torch.arange(n)).to(x.device) for d, n in enumerate(x.shape)]
+    return x[torch.meshgrid(*places, indexing="ij")] if places else x.clone()

@@ -2,16 +2,19 @@
 
 import pytest
 import torch
+from torch.utils import _pytree as pytree
 
 import shrinknets_fast as sn
 
 ops = torch.ops.shrinknets_fast
 W, B, T = torch.randn(6, 4, 3), torch.randn(6), torch.randn(6)
 X = torch.randn(3, 6, 5)
+KEPT = [torch.tensor([0, 2]), torch.tensor([0, 5, 2])]
 
 CASES = {
     "fold": [(W, B, T), (W, None, T), (W, B, T, torch.bfloat16), (W.transpose(1, 2), B, T.double())],
     "fold_backward": [(W, B, W, B, T), (W, None, W, None, T), (W.bfloat16(), None, W, B, T)],
+    "compact_": [([W.clone(), X.clone()], KEPT, [0, 0, 1], [0, 1, 1], [1, 0, 1])],
     "filter": [(X, T), (X.transpose(1, 2), T, 2), (X, torch.ones(1)), (X.bfloat16(), T)],
     "filter_backward": [(X, X, T), (X, X, torch.ones(1)), (X.transpose(1, 2), X.transpose(1, 2), T, -1)],
 }
@@ -26,19 +29,25 @@ def test_every_op_has_cases():
     assert names == set(CASES)
 
 
+def moved(args, device, keep=()):
+    """The arguments on ``device``; kept lists stay on the CPU."""
+    return pytree.tree_map_only(
+        torch.Tensor, lambda t: t if any(t is k for k in keep) else t.to(device, copy=True), list(args)
+    )
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_opcheck(name, device):
     for args in CASES[name]:
-        moved = [a.to(device) if isinstance(a, torch.Tensor) else a for a in args]
-        torch.library.opcheck(getattr(ops, name).default, moved)
+        torch.library.opcheck(getattr(ops, name).default, moved(args, device, keep=KEPT))
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_fakes_agree_on_strides_and_dtypes(name):
     for args in CASES[name]:
         real = getattr(ops, name)(*args)
-        meta = getattr(ops, name)(*[a.to("meta") if isinstance(a, torch.Tensor) else a for a in args])
-        for r, m in zip(*([t] if isinstance(t, torch.Tensor) else t for t in (real, meta)), strict=True):
+        meta = getattr(ops, name)(*moved(args, "meta"))
+        for r, m in zip(*([t] if isinstance(t, torch.Tensor) else t or () for t in (real, meta)), strict=True):
             assert (r.shape, r.stride(), r.dtype) == (m.shape, m.stride(), m.dtype)
 
 

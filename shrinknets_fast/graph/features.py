@@ -2,6 +2,8 @@
 
 import torch
 
+from .order import kept_positions
+
 
 class Axis:
     """One dimension of one or more tensors: the feature that each of its positions belongs to.
@@ -66,10 +68,10 @@ class FeatureSpace:
             axis.ids = root[axis.ids]
         self._equal = []
 
-    def remove(self, gone):
-        """Take the positions of the features in the bool mask ``gone`` out of every axis; numbers stay as they are."""
+    def remove(self, gone, fills=()):
+        """Take the features in the bool mask ``gone`` out of every axis, as the plan's order says; numbers stay as they are."""
         for axis in self.axes:
-            axis.ids = axis.ids[~gone[axis.ids]]
+            axis.ids = axis.ids[kept_positions(axis.ids, gone, fills)]
 
 
 def connected(root, first, second):

@@ -4,16 +4,22 @@ from dataclasses import dataclass
 
 import torch
 
+from .order import find_movable
+
 
 @dataclass
 class Hub:
-    """``ids``: the features still there, in the order of their theta (of their maker where no filter sees them)."""
+    """``ids``: the features still there, in the order of their theta (of their maker where no filter sees them).
+
+    ``movable``: their order may change; see order.py.
+    """
 
     name: str
     ids: torch.Tensor
     filtered: bool
     makers: tuple
     readers: tuple
+    movable: bool = False
 
     def __len__(self):
         return len(self.ids)
@@ -36,7 +42,9 @@ def find_hubs(network, theta_names):
     members.sort(key=lambda ids: int(ids[0]))
     taken = {}
     hubs = [one_hub(network, owners, ids, taken) for ids in members]
-    return [hub for hub in hubs if len(hub) > 1 or hub.filtered]  # a lone feature cannot leave anyway
+    hubs = [hub for hub in hubs if len(hub) > 1 or hub.filtered]  # a lone feature cannot leave anyway
+    find_movable(features, hubs)
+    return hubs
 
 
 def one_hub(network, owners, ids, taken):

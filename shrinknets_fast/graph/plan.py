@@ -6,12 +6,16 @@ from dataclasses import dataclass
 import torch
 
 from .hub import first_positions
+from .order import choose_fills, kept_positions
 from .verdict import judge
 
 
 @dataclass(frozen=True)
 class HubPlan:
-    """``kept``: positions that stay, in the hub's present order. ``blocked``: dead features that must stay, and why."""
+    """``kept``: positions that stay, in their new order: ascending, or a permutation where holes are filled (see order.py).
+
+    ``blocked``: why dead features must stay.
+    """
 
     name: str
     total: int
@@ -26,7 +30,7 @@ class HubPlan:
 
 @dataclass(frozen=True)
 class TensorPlan:
-    """``keep``: {dimension: the positions that stay}, ascending."""
+    """``keep``: {dimension: the positions that stay, in their new order}."""
 
     name: str
     tensor: torch.Tensor
@@ -41,13 +45,15 @@ class TensorPlan:
 class Plan:
     """What a collection would remove. ``print(plan)`` is a table; ``bytes_freed`` counts parameters and buffers only.
 
-    ``branches``: the residual branches that leave as a whole, because their gate is dead.
+    ``branches``: the residual branches that leave as a whole, because their gate is dead. ``gone``: mask over features;
+    ``fills``: (features, kept) of the hubs whose order changes.
     """
 
     hubs: tuple
     tensors: tuple
     gone: torch.Tensor
     padded: tuple
+    fills: tuple = ()
     branches: tuple = ()
 
     def __bool__(self):
@@ -82,7 +88,7 @@ def make_plan(network, hubs, dead, *, align=1, removal=1.0, generator=None, forg
     verdict = judge(network, dead, forgiven=forgiven)
     died = dead_features(network, dead)
     gone = torch.zeros(network.features.count, dtype=torch.bool)
-    hub_plans, padded = [], []
+    padded, blocked = [], {}
     for hub in hubs:
         leave = verdict.removable[hub.ids]
         once = first_positions(hub.ids)
@@ -90,15 +96,17 @@ def make_plan(network, hubs, dead, *, align=1, removal=1.0, generator=None, forg
         if len(hub) and bool((leave & died[hub.ids]).all()):
             padded.append(hub.name)
         gone[hub.ids[once[chosen]]] = True
-        blocked = hub.ids[died[hub.ids] & ~leave]
-        reason = (
-            verdict.reasons[int(verdict.blame[blocked[0]])]
-            if len(blocked) and int(verdict.blame[blocked[0]]) >= 0
-            else ""
-        )
-        kept = torch.nonzero(~gone[hub.ids]).flatten()
-        hub_plans.append(HubPlan(hub.name, len(hub), int((died[hub.ids] | leave).sum()), kept, reason))
-    return Plan(tuple(hub_plans), tuple(tensor_plans(network, gone)), gone, tuple(padded))
+        stuck = verdict.blame[hub.ids[died[hub.ids] & ~leave]]
+        blocked[hub.name] = verdict.reasons[int(stuck[0])] if len(stuck) and int(stuck[0]) >= 0 else ""
+    tensors = tuple(tensor_plans(network, gone))
+    fills = tuple(choose_fills(network, hubs, gone, tensors))
+    hub_plans = []
+    for hub in hubs:
+        dead_here = int((died[hub.ids] | verdict.removable[hub.ids]).sum())
+        kept = kept_positions(hub.ids, gone, fills)
+        hub_plans.append(HubPlan(hub.name, len(hub), dead_here, kept, blocked[hub.name]))
+    tensors = tuple(tensor_plans(network, gone, fills)) if fills else tensors
+    return Plan(tuple(hub_plans), tensors, gone, tuple(padded), fills)
 
 
 def dead_features(network, dead):
@@ -128,11 +136,11 @@ def choose(leave, align, removal, generator):
     return chosen
 
 
-def tensor_plans(network, gone):
+def tensor_plans(network, gone, fills=()):
     for bound in network.bound.values():
         keep = {}
         for dim, axis in enumerate(bound.value.axes):
             if axis is not None and bool(gone[axis.ids].any()):
-                keep[dim] = torch.nonzero(~gone[axis.ids]).flatten()
+                keep[dim] = kept_positions(axis.ids, gone, fills)
         if keep:
             yield TensorPlan(bound.names[0], bound.tensor, keep)

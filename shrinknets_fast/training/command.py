@@ -70,6 +70,7 @@ def few_threads(arguments, weights):
 
 def run(trainer, progress, interrupt, out):
     def save():
+        trainer.collector.trim(waste=0)  # a file holds whole storages
         files.replace(out / "last.pt", lambda file: torch.save(trainer.state_dict(), file))
         rows = "".join(json.dumps(row) + "\n" for row in trainer.history.rows)
         files.replace_text(out / "history.jsonl", rows)

@@ -1,0 +1,86 @@
+"""The order of a hub's features when some leave: kept (slide), or holes filled from the end (fill) where that moves far less.
+
+Along a tensor's leading dimension a fill writes as many rows as are dead, a slide all rows behind the first dead one. Where
+another dimension shrinks too, or the hub lies along an inner one, every byte moves either way.
+"""
+
+import math
+
+import torch
+
+from ..ops.compact import fill
+
+# A fill gives up the order of the features, so it must save a fifth of the bytes that the hub's tensors move, and at least a
+# megabyte: below that a collection's fixed cost (tens of microseconds) is all there is to see.
+WORTH_SHARE = 0.2
+WORTH_BYTES = 1 << 20
+
+
+def whole(ids, hub_ids):
+    """How many neighbouring positions each feature has, where the axis is the whole hub in its order; else 0."""
+    count = len(ids) // max(len(hub_ids), 1)
+    return count if count and torch.equal(ids, hub_ids.repeat_interleave(count)) else 0
+
+
+def find_movable(features, hubs):
+    """Set ``hub.movable``: each axis with one of its features is the whole hub, and nothing depends on their order."""
+    owner = torch.full((features.count,), -1, dtype=torch.int64)
+    for number, hub in enumerate(hubs):
+        owner[hub.ids] = number
+        hub.movable = len(torch.unique(hub.ids)) == len(hub.ids)
+    watched = {id(axis) for axis, _ in (*features.pins, *features.doubts)}
+    for axis in features.axes:
+        owners = torch.unique(owner[axis.ids]).tolist()
+        good = len(owners) == 1 and owners[0] >= 0 and id(axis) not in watched and whole(axis.ids, hubs[owners[0]].ids)
+        for number in owners if not good else ():
+            if number >= 0:
+                hubs[number].movable = False
+
+
+def kept_positions(ids, gone, fills):
+    """The positions of an axis that stay, in their new order. fills: [(hub ids, kept positions of the hub)]."""
+    for hub_ids, kept in fills:
+        if len(ids) and ids[0] == hub_ids[0]:
+            repeat = whole(ids, hub_ids)
+            return (kept[:, None] * repeat + torch.arange(repeat)).flatten()
+    return torch.nonzero(~gone[ids]).flatten()
+
+
+def choose_fills(network, hubs, gone, tensors):
+    """[(hub ids, kept)] of the hubs worth a fill. tensors: the TensorPlans if all hubs slide."""
+    chosen = []
+    for hub in hubs:
+        stays = torch.nonzero(~gone[hub.ids]).flatten()
+        if not hub.movable or len(stays) in (0, len(hub)):
+            continue
+        kept = fill(stays, len(hub))
+        slid = filled = 0
+        for t in tensors:
+            axes = network.bound[id(t.tensor)].value.axes
+            for dim in t.keep:
+                repeat = whole(axes[dim].ids, hub.ids) if axes[dim].ids[0] == hub.ids[0] else 0
+                if repeat:
+                    slid += moved_bytes(t.tensor, t.keep)
+                    order = kept_positions(axes[dim].ids, gone, [(hub.ids, kept)])
+                    filled += moved_bytes(t.tensor, {**t.keep, dim: order})
+        if slid - filled >= max(WORTH_SHARE * slid, WORTH_BYTES):
+            chosen.append((hub.ids, kept))
+    return chosen
+
+
+def moved_bytes(tensor, keep):
+    """Bytes that a compaction of ``tensor`` to ``keep`` writes."""
+    shape = [len(keep[d]) if d in keep else n for d, n in enumerate(tensor.shape)]
+    total = math.prod(shape) * tensor.element_size()
+    if len(keep) != 1:
+        return total if keep else 0
+    ((dim, kept),) = keep.items()
+    leads = all(n == 1 or tensor.stride(d) < tensor.stride(dim) for d, n in enumerate(tensor.shape) if d != dim)
+    if not leads or not total:
+        return total
+    away = torch.nonzero(kept != torch.arange(len(kept))).flatten()
+    if len(kept) > 1 and bool((kept[1:] > kept[:-1]).all()):
+        rows = len(kept) - int(away[0]) if len(away) else 0
+    else:
+        rows = len(away)
+    return rows * (total // len(kept))

@@ -1,0 +1,105 @@
+"""compact_: the kept positions of many tensors, moved to the front of the memory they already have.
+
+For a tensor w with kept positions R and C along two dimensions (or one)::
+
+    w'[i, j] = w[R[i], C[j]]        dense from w's first byte on, in w's own memory format
+
+``kept`` is ascending (**slide**: stable, one pass over the tensor) or a **fill**: position i holds i itself, or, where i is a
+hole, one of the live positions from ``len(kept)`` on, ascending. Along dimension 0 a fill moves as many rows as are dead and
+nothing else; see :func:`fill`. Any dtype; any dense tensor, channels-last too, at any offset of its storage. A tensor with gaps
+between its elements (stride 0, a slice of columns) gets memory of its own instead.
+
+On the CPU all cores work on all tensors of a call at once; on CUDA a device's tensors take one launch. Source: in-place data
+sliding (Gomez-Luna et al., ICPP 2015), with the waits corrected: see csrc/tiles.h.
+"""
+
+import torch
+
+_compact_ = torch.ops.shrinknets_fast.compact_
+
+
+@torch.library.register_fake("shrinknets_fast::compact_")
+def _(tensors, kept, tensor, dim, index):
+    return None
+
+
+def fill(kept, size):
+    """The fill of ``size`` positions of which ``kept`` (ascending) stay: each stays where it is, or goes into a hole."""
+    count = len(kept)
+    order = torch.arange(count)
+    stays = kept < count
+    hole = torch.ones(count, dtype=torch.bool)
+    hole[kept[stays]] = False
+    order[hole] = kept[~stays]
+    return order
+
+
+@torch.no_grad()
+def compact_(members):
+    """members: [(tensor, {dim: kept})], kept: int64 vectors on the CPU. Resizes the tensors in place; nothing on an error.
+
+    Objects, ``data_ptr()`` and storages stay; version counters go up, so that a graph that saved a tensor raises.
+    """
+    calls, apart = {}, []
+    for tensor, keep in members:
+        if len(keep) > 2 or not is_dense(tensor):
+            apart.append((tensor, keep))
+        elif keep:
+            calls.setdefault(tensor.device, []).append((tensor, keep))
+    moved = [(tensor, gathered(tensor, keep)) for tensor, keep in apart]  # may raise, so before a byte is moved
+    for group in calls.values():
+        call(group)
+    for tensor, result in moved:
+        tensor.set_(result)
+    for group in calls.values():
+        for tensor, keep in group:
+            shape = [len(keep[d]) if d in keep else n for d, n in enumerate(tensor.shape)]
+            strides = dense_strides(tensor, shape)
+            tensor.set_(tensor.untyped_storage(), tensor.storage_offset(), shape, strides)  # bumps the version
+
+
+def call(group):
+    """One call of the op for tensors of one device; lists that several tensors share are given once."""
+    lists, tensors, dims, indices = {}, [], [], []
+    for number, (_, keep) in enumerate(group):
+        for dim, kept in keep.items():
+            tensors.append(number)
+            dims.append(dim)
+            indices.append(lists.setdefault(id(kept), (len(lists), kept))[0])
+    _compact_([tensor for tensor, _ in group], [kept for _, kept in lists.values()], tensors, dims, indices)
+
+
+def is_dense(tensor):
+    """Whether the elements fill one range of memory, in whatever order of the dimensions."""
+    if tensor.is_contiguous():
+        return True
+    expected = 1
+    for dim in reversed(memory_order(tensor)):
+        if tensor.shape[dim] != 1 and tensor.stride(dim) != expected:
+            return False
+        expected *= tensor.shape[dim]
+    return True
+
+
+def memory_order(tensor):
+    """The dimensions, outermost first."""
+    return sorted(range(tensor.dim()), key=lambda d: (-tensor.stride(d), -tensor.shape[d]))
+
+
+def dense_strides(tensor, shape):
+    """Strides of ``shape``, dense, in the order that ``tensor`` has in memory."""
+    order = range(tensor.dim()) if tensor.is_contiguous() else memory_order(tensor)
+    strides, step = [0] * len(shape), 1
+    for dim in reversed(order):
+        strides[dim] = step
+        step *= max(shape[dim], 1)
+    return strides
+
+
+def gathered(tensor, keep):
+    """The same out of place: a dense tensor in the memory order of ``tensor``."""
+    result = tensor.detach()
+    for dim, kept in keep.items():
+        result = result.index_select(dim, kept.to(tensor.device))
+    strides = dense_strides(tensor, result.shape)
+    return torch.empty_strided(result.shape, strides, dtype=tensor.dtype, device=tensor.device).copy_(result)
