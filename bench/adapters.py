@@ -17,14 +17,17 @@ def paths(layer):
 
 
 def compact(tensors, dims, kept, fill):
-    """Compact ``tensors`` in place: kept[i][j] are the positions that stay along dims[i][j] of tensors[i]."""
-    return optional("ops.compact").compact_(tensors, dims, kept, fill)
+    """Compact ``tensors`` in place: kept[i][j], on the CPU, are the positions that stay along dims[i][j] of tensors[i]."""
+    op, members = optional("ops.compact"), []
+    for tensor, tensor_dims, lists in zip(tensors, dims, kept, strict=True):
+        keep = dict(zip(tensor_dims, lists, strict=True))
+        members.append((tensor, {d: op.fill(k, tensor.shape[d]) for d, k in keep.items()} if fill else keep))
+    op.compact_(members)
 
 
 def why_no_compact():
     """Why :func:`compact` cannot be called, or an empty string."""
-    module = optional("ops.compact")
-    return "" if hasattr(module, "compact_") else "this build has no compact_"
+    return "" if hasattr(optional("ops.compact"), "compact_") else "this build has no compact_"
 
 
 def planned(gc):

@@ -37,7 +37,11 @@ class Tensors:
     def __init__(self, shapes, dims, mode, share, options):
         self.device, self.dims, self.fill = options.device, dims, mode.startswith("fill")
         self.clean = [torch.randn(shape, device=self.device) for shape in shapes]
-        self.kept = [[self.survivors(tensor.shape[d], share) for d in dims] for tensor in self.clean]
+        # in threes, as a weight and its two moments share their lists
+        threes = [[self.survivors(shape[d], share) for d in dims] for shape in shapes[::3]]
+        self.kept = [threes[k // 3] for k in range(len(shapes))]
+        hosted = [[index.cpu() for index in lists] for lists in threes]  # a plan is made on the host
+        self.on_host = [hosted[k // 3] for k in range(len(shapes))]
         self.whole = [torch.empty_like(tensor).copy_(tensor) for tensor in self.clean]
 
     def survivors(self, total, share):
@@ -75,7 +79,7 @@ class Tensors:
         return Provider(run, role, self.fresh, **more)
 
     def ours(self, tensors):
-        adapters.compact(tensors, [self.dims] * len(tensors), self.kept, self.fill)
+        adapters.compact(tensors, [self.dims] * len(tensors), self.on_host, self.fill)
         return tensors
 
     def counts(self):
