@@ -12,7 +12,7 @@ export PATH := $(BIN):$(PATH)
 
 # Folders too: a deleted or renamed source changes their time.
 SOURCES := setup.py CMakeLists.txt $(shell find csrc 2>/dev/null)
-CPP := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null)
+CPP := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null)
 # pip's cmake and ninja only where the machine has none
 TOOLS = $(shell command -v cmake >/dev/null || echo cmake) $(shell command -v ninja >/dev/null || echo ninja)
 

@@ -21,6 +21,7 @@ struct KeptList {
   int64_t size = 0;
   int64_t largest = -1;
   bool ascends = true;
+  std::vector<int64_t> holes, tail;  // of a fill: tail[i] goes to holes[i]
 
   Kept of(int64_t old_size) const { return {data, old_size, size, ascends}; }
 };
@@ -30,7 +31,9 @@ inline KeptList check_kept(const Tensor& kept, size_t index) {
   SN_CHECK(kept.scalar_type() == ScalarType::Long && kept.dim() == 1 && kept.is_cpu() && kept.is_contiguous(), kCompact,
            ": ", name, " has dtype ", torch::headeronly::toString(kept.scalar_type()), " and shape ", shape_of(kept),
            " on ", device_of(kept), ", expected a contiguous int64 vector on cpu");
-  KeptList list{static_cast<const int64_t*>(kept.data_ptr()), kept.size(0)};
+  KeptList list;
+  list.data = static_cast<const int64_t*>(kept.data_ptr());
+  list.size = kept.size(0);
   bool fills = true;
   int64_t tail = list.size - 1;  // the largest source so far of a filled hole
   for (int64_t i = 0; i < list.size; ++i) {
@@ -39,7 +42,11 @@ inline KeptList check_kept(const Tensor& kept, size_t index) {
     list.ascends = list.ascends && (i == 0 || list.data[i - 1] < from);
     list.largest = std::max(list.largest, from);
     fills = fills && (from == i || from > tail);
-    tail = from == i ? tail : from;
+    if (from != i) {
+      tail = from;
+      list.holes.push_back(i);
+      list.tail.push_back(from);
+    }
     SN_CHECK(list.ascends || fills, kCompact, ": ", name, " holds ", from, " at position ", i,
              ", expected ascending positions, or each position itself or, ascending, one from ", list.size, " on");
   }
@@ -84,9 +91,12 @@ inline int common_word(std::initializer_list<uint64_t> bytes) {
   return static_cast<int>(bits & (~bits + 1));
 }
 
+// How many words of this many bytes a device moves at a time.
+using TileWords = int64_t (*)(int word);
+
 // edits: (dimension, index of the kept list) of this tensor.
 inline Piece make_piece(const Tensor& t, size_t index, const std::vector<std::pair<int64_t, int64_t>>& edits,
-                        const std::vector<KeptList>& lists, int64_t tile_bytes) {
+                        const std::vector<KeptList>& lists, TileWords tile_words) {
   Piece piece;
   piece.data = static_cast<char*>(t.data_ptr());
   piece.bytes = t.numel() * static_cast<int64_t>(t.element_size());
@@ -127,10 +137,16 @@ inline Piece make_piece(const Tensor& t, size_t index, const std::vector<std::pa
     }
   }
   tiles.outer = after;
+  const KeptList& columns = lists[piece.columns];
+  if (!columns.ascends && piece.rows < 0 && tiles.outer == 1) {
+    tiles.holes = columns.holes.data();
+    tiles.columns.list = columns.tail.data();
+    tiles.columns.new_size = columns.tail.size();
+  }
   const uint64_t unit_bytes = tiles.unit * t.element_size();
   piece.word = common_word({unit_bytes, reinterpret_cast<uint64_t>(piece.data)});
   tiles.unit = unit_bytes / piece.word;
-  tiles.tile = tile_bytes / piece.word;
+  tiles.tile = tile_words(piece.word);
   return piece;
 }
 
@@ -152,7 +168,7 @@ inline void check_apart(const std::vector<Piece>& pieces) {
 // Edit e: tensors[tensor[e]] keeps the positions kept[index[e]] along dimension dim[e].
 inline std::vector<Piece> make_pieces(const std::vector<Tensor>& tensors, const std::vector<KeptList>& lists,
                                       const std::vector<int64_t>& tensor, const std::vector<int64_t>& dim,
-                                      const std::vector<int64_t>& index, int64_t tile_bytes) {
+                                      const std::vector<int64_t>& index, TileWords tile_words) {
   SN_CHECK(tensor.size() == dim.size() && dim.size() == index.size(), kCompact, ": tensor, dim and index have ",
            tensor.size(), ", ", dim.size(), " and ", index.size(), " entries, expected as many of each");
   std::vector<std::vector<std::pair<int64_t, int64_t>>> edits(tensors.size());
@@ -167,7 +183,7 @@ inline std::vector<Piece> make_pieces(const std::vector<Tensor>& tensors, const 
   pieces.reserve(tensors.size());
   for (size_t i = 0; i < tensors.size(); ++i) {
     check_same_device(kCompact, "tensors", tensors[i], "the others", tensors[0]);
-    pieces.push_back(make_piece(tensors[i], i, edits[i], lists, tile_bytes));
+    pieces.push_back(make_piece(tensors[i], i, edits[i], lists, tile_words));
   }
   check_apart(pieces);
   return pieces;

@@ -7,7 +7,8 @@
 namespace shrinknets {
 
 inline void check_fold(const char* op, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& theta) {
-  STD_TORCH_CHECK(weight.dim() >= 1, op, ": weight has shape (), expected at least one dimension");
+  SN_CHECK(weight.dim() >= 1, op, ": weight has shape (), expected at least one dimension");
+  SN_CHECK(weight.dim() <= kMaxDims, op, ": weight has ", weight.dim(), " dimensions, expected 1 to ", kMaxDims);
   check_dtype(op, "weight", weight);
   check_dtype(op, "theta", theta);
   const std::string match = "weight " + shape_of(weight);
@@ -28,7 +29,7 @@ inline void check_fold_backward(const Tensor& grad_weight, const std::optional<T
   check_same_device(op, "grad_weight", grad_weight, "weight", weight);
   check_same_shape(op, "grad_weight", grad_weight, "weight", weight);
   if (grad_bias.has_value()) {
-    STD_TORCH_CHECK(bias.has_value(), op, ": grad_bias is given, expected None as bias");
+    SN_CHECK(bias.has_value(), op, ": grad_bias is given, expected None as bias");
     check_dtype(op, "grad_bias", *grad_bias);
     check_same_device(op, "grad_bias", *grad_bias, "weight", weight);
     check_same_shape(op, "grad_bias", *grad_bias, "bias", *bias);

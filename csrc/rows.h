@@ -45,11 +45,10 @@ struct Rows {
   }
 };
 
+// All of one shape, of 1 to kMaxDims dimensions.
 template <int N>
-Rows<N> make_rows(const char* op, const std::array<const Tensor*, N>& tensors) {
+Rows<N> make_rows(const std::array<const Tensor*, N>& tensors) {
   const Tensor& first = *tensors[0];
-  STD_TORCH_CHECK(first.dim() >= 1 && first.dim() <= kMaxDims, op, ": weight has ", first.dim(),
-                  " dimensions, expected 1 to ", kMaxDims);
   Rows<N> rows;
   rows.rows = first.size(0);
   for (int n = 0; n < N; ++n) {

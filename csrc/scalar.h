@@ -20,7 +20,7 @@ namespace shrinknets {
 using BFloat16 = c10::BFloat16;
 using Half = c10::Half;
 
-// Sums and products are formed in this type: float32, or float64 where an operand has it.
+// Sums and products are formed in this type: float32, or float64 where an operand has it, vectors included.
 template <typename A, typename B = A>
 using acc_t = std::conditional_t<std::is_same_v<A, double> || std::is_same_v<B, double>, double, float>;
 
@@ -91,7 +91,8 @@ struct Vector {
   }
 };
 
-// s = max(0, theta) by selection: dead (theta <= 0) is exactly zero, NaN is not dead and stays NaN.
+// s = max(0, theta) by selection: dead (theta <= 0) is exactly zero, NaN is not dead and stays NaN. acc is float64
+// wherever theta is: 1e-60 is alive, and would be zero in float32.
 template <typename acc>
 SN_HOST_DEVICE acc scale_of(const Vector& theta, int64_t k) {
   const acc value = theta.get<acc>(k);

@@ -29,6 +29,16 @@ inline Tensor empty_vector(const Tensor& like, int64_t size, ScalarType type) {
   return torch::stable::new_empty(like, shape, type);
 }
 
+inline bool is_double(const std::optional<Tensor>& t) {
+  return t.has_value() && t->scalar_type() == ScalarType::Double;
+}
+
+// A matrix is copied to float64 where only a vector beside it has float64: rare, and it saves 9 more kernels of each
+// kind.
+inline Tensor widened(const Tensor& t, bool wide) {
+  return wide ? torch::stable::to(t, ScalarType::Double) : t;
+}
+
 // Allocation gives an empty tensor where an optional argument is absent.
 inline Tensor empty_or_absent(const std::optional<Tensor>& t, const Tensor& like) {
   return t.has_value() ? empty_like(*t, t->scalar_type()) : empty_vector(like, 0, like.scalar_type());

@@ -54,8 +54,11 @@ struct Kept {
 // A dense tensor in memory order: lines of units of `unit` words. Within a line `columns` are kept; the lines are
 // (outer, rows, inner) positions of which `rows` are kept. Where rows are filled, outer is 1.
 //
-// The result is cut into tiles of `tile` words. No word moves up: source(x) >= x. So a tile's destination overlaps the
-// sources of itself and of lower tiles only, and those are all it must wait for: waits().
+// The words that move are cut into tiles of `tile` words. No word moves up: source(x) >= target(x). So where a tile
+// writes, only it and lower tiles read, and those are all it must wait for: waits().
+//
+// Of a fill along the leading dimension only the holes move: unit i of the "result" goes to column holes[i], and the
+// columns are those of the tail. Nothing is written in the tail, so all these moves are independent.
 struct Tiles {
   int64_t outer = 1;
   Kept rows;
@@ -63,15 +66,13 @@ struct Tiles {
   Kept columns;
   int64_t unit = 1;
   int64_t tile = 1;
+  const int64_t* holes = nullptr;
 
   SN_HOST_DEVICE int64_t old_line() const { return columns.old_size * unit; }
   SN_HOST_DEVICE int64_t new_line() const { return columns.new_size * unit; }
   SN_HOST_DEVICE int64_t lines() const { return outer * rows.new_size * inner; }
   SN_HOST_DEVICE int64_t words() const { return lines() * new_line(); }
   SN_HOST_DEVICE int64_t count() const { return (words() + tile - 1) / tile; }
-
-  // Holes take words of the tail, where nothing is written: all moves are independent, and all other words stay.
-  SN_HOST_DEVICE bool fills_alone() const { return !columns.ascends && !rows.list && outer == 1; }
 
   // Word range of tile t in the result.
   SN_HOST_DEVICE Span range(int64_t t) const {
@@ -92,6 +93,8 @@ struct Tiles {
     return source_line(line) * old_line() + columns.source(column) * unit + (rest - column * unit);
   }
 
+  SN_HOST_DEVICE int64_t target(int64_t word) const { return holes ? holes[word / unit] * unit + word % unit : word; }
+
   // The first line of the result whose source, the filling tail left out, is at or past the old line `old`.
   SN_HOST_DEVICE int64_t first_line_from(int64_t old) const {
     if (!rows.list) {
@@ -106,7 +109,7 @@ struct Tiles {
   // The tiles below t that read from where tile t writes. They must have read before it writes.
   SN_HOST_DEVICE Span waits(int64_t t) const {
     const Span to = range(t);
-    if (fills_alone()) {
+    if (holes) {
       return {t, t};
     }
     if (!rows.ascends && outer > 1) {  // any row of the block may read there

@@ -37,7 +37,7 @@ def fold(weight, bias, theta, dtype=None):
 
 
 def fold_backward(grad_weight, grad_bias, weight, bias, theta):
-    wide = widest(grad_weight, weight, theta)
+    wide = widest(grad_weight, grad_bias, weight, bias, theta)
     dweight = torch.empty_like(weight).copy_(scaled(grad_weight, theta, 0, wide))
     dot = (grad_weight.to(wide) * weight.to(wide)).unsqueeze(-1).flatten(1).sum(1)
     dbias = weight.new_empty(0)
@@ -49,11 +49,11 @@ def fold_backward(grad_weight, grad_bias, weight, bias, theta):
 
 
 def filter(x, theta, dim=1):
-    return torch.empty_like(x).copy_(scaled(x, theta, dim, widest(x)))
+    return torch.empty_like(x).copy_(scaled(x, theta, dim, widest(x, theta)))
 
 
 def filter_backward(grad, x, theta, dim=1):
-    wide = widest(x)
+    wide = widest(grad, x, theta)
     dx = torch.empty_like(x).copy_(scaled(grad, theta, dim, wide))
     product = grad.to(wide) * x.to(wide)
     dtheta = product.sum().reshape(1) if len(theta) == 1 else product.transpose(0, dim).unsqueeze(-1).flatten(1).sum(1)

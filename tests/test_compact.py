@@ -100,6 +100,16 @@ def test_many_tiles_in_parallel(dtype, dead, device):
             assert torch.equal(tensor, expected), repeat
 
 
+def test_tensors_share_a_list(device):
+    """A fill alone along rows, the same fill along columns, and both ways at once."""
+    kept = fill(torch.tensor([0, 2, 5, 6]), 7)
+    members = [(torch.randn(7, 3, device=device), {0: kept}), (torch.randn(3, 7, device=device), {1: kept})]
+    members += [(torch.randn(7, device=device), {0: kept}), (torch.randn(7, 7, device=device), {0: kept, 1: kept})]
+    expected = [reference.compact(tensor, keep) for tensor, keep in members]
+    compact_(members)
+    assert all(torch.equal(tensor, e) for (tensor, _), e in zip(members, expected, strict=True))
+
+
 def test_thousands_of_tensors_in_one_call(device):
     tensors = [torch.randn(1 + i % 7, 1 + i % 5, device=device) for i in range(4000)]
     keep = [{0: torch.arange(0, t.shape[0], 2)} for t in tensors]

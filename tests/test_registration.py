@@ -51,15 +51,6 @@ def test_fakes_agree_on_strides_and_dtypes(name):
             assert (r.shape, r.stride(), r.dtype) == (m.shape, m.stride(), m.dtype)
 
 
-@pytest.mark.parametrize("call", [lambda t: ops.fold(W, B, t), lambda t: ops.filter(X, t)])
-def test_fakes_refuse_what_kernels_refuse(call):
-    with (
-        torch._subclasses.fake_tensor.FakeTensorMode(allow_non_fake_inputs=True),
-        pytest.raises(RuntimeError, match="theta has shape"),
-    ):
-        call(torch.ones(4))
-
-
 def layers():
     return torch.nn.Sequential(
         sn.FilteredConv2d(2, 4, 3, activation="relu"),

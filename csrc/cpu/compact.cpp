@@ -104,8 +104,8 @@ class Reader {
 // A tensor in the call's one sequence of tiles.
 struct Job {
   const Piece* piece;
-  const Columns* columns;
-  int64_t first;  // its first tile's number
+  const Columns* columns;  // null where holes are filled
+  int64_t first;           // its first tile's number
 };
 
 class Compaction {
@@ -113,9 +113,12 @@ class Compaction {
   explicit Compaction(const std::vector<Piece>& pieces) {
     for (const Piece& piece : pieces) {
       if (piece.moves()) {
-        const auto key = std::make_tuple(piece.columns, piece.word, piece.tiles.unit == 1);
-        const auto columns = columns_.try_emplace(key, piece).first;
-        jobs_.push_back({&piece, &columns->second, count_});
+        const Columns* columns = nullptr;
+        if (!piece.tiles.holes) {
+          const auto key = std::make_tuple(piece.columns, piece.word, piece.tiles.unit == 1);
+          columns = &columns_.try_emplace(key, piece).first->second;
+        }
+        jobs_.push_back({&piece, columns, count_});
         count_ += piece.tiles.count();
       }
     }
@@ -139,7 +142,7 @@ class Compaction {
       const Job& job = *(after - 1);
       const Tiles& tiles = job.piece->tiles;
       const Span range = tiles.range(t - job.first);
-      if (tiles.fills_alone()) {
+      if (tiles.holes) {
         fill(*job.piece, range);
         continue;
       }
@@ -148,7 +151,8 @@ class Compaction {
       char* const to = job.piece->data + range.begin * job.piece->word;
       if (stays) {
         read_[t].store(true, std::memory_order_release);
-      } else if (tiles.columns.ascends && tiles.rows.ascends && range.end <= tiles.source(range.begin) && is_free(job, lower)) {
+      } else if (tiles.columns.ascends && tiles.rows.ascends && range.end <= tiles.source(range.begin) &&
+                 is_free(job, lower)) {
         read(job, range, to);  // the tile's source is elsewhere and nobody reads here any more
         read_[t].store(true, std::memory_order_release);
       } else {
@@ -186,16 +190,12 @@ class Compaction {
     }
   }
 
-  // The holes among the words [begin, end) of the result, each filled by its own copy.
   static void fill(const Piece& piece, Span range) {
-    const int64_t unit = piece.tiles.unit;
+    const Tiles& tiles = piece.tiles;
     for (int64_t at = range.begin; at < range.end;) {
-      const int64_t column = at / unit, stop = std::min((column + 1) * unit, range.end);
-      const int64_t from = piece.tiles.columns.source(column);
-      if (from != column) {
-        std::memcpy(piece.data + at * piece.word, piece.data + (at + (from - column) * unit) * piece.word,
-                    (stop - at) * piece.word);
-      }
+      const int64_t stop = std::min((at / tiles.unit + 1) * tiles.unit, range.end);
+      std::memcpy(piece.data + tiles.target(at) * piece.word, piece.data + tiles.source(at) * piece.word,
+                  (stop - at) * piece.word);
       at = stop;
     }
   }
@@ -210,7 +210,8 @@ class Compaction {
 void compact_(std::vector<Tensor> tensors, std::vector<Tensor> kept, std::vector<int64_t> tensor,
               std::vector<int64_t> dim, std::vector<int64_t> index) {
   const std::vector<KeptList> lists = check_lists(kept);
-  const std::vector<Piece> pieces = make_pieces(tensors, lists, tensor, dim, index, kTileBytes);
+  const std::vector<Piece> pieces =
+      make_pieces(tensors, lists, tensor, dim, index, [](int word) { return kTileBytes / word; });
   Compaction(pieces).run();
 }
 

@@ -43,19 +43,18 @@ struct Tasks {
   }
 };
 
-template <typename T>
-std::vector<acc_t<T>> scales(const Tensor& theta) {
-  std::vector<acc_t<T>> result(theta.numel());
+template <typename acc>
+std::vector<acc> scales(const Tensor& theta) {
+  std::vector<acc> result(theta.numel());
   const Vector values(theta);
   for (size_t k = 0; k < result.size(); ++k) {
-    result[k] = scale_of<acc_t<T>>(values, k);
+    result[k] = scale_of<acc>(values, k);
   }
   return result;
 }
 
-template <typename T>
-void scale_all(const Blocks& blocks, const T* x, T* y, const std::vector<acc_t<T>>& s) {
-  using acc = acc_t<T>;
+template <typename T, typename acc>
+void scale_all(const Blocks& blocks, const T* x, T* y, const std::vector<acc>& s) {
   const Tasks tasks(blocks);
   torch::stable::parallel_for(0, tasks.count, tasks.grain, [&](int64_t begin, int64_t end) {
     if (blocks.inner == 1) {  // (outer, features): one loop over the features of each row
@@ -79,9 +78,9 @@ void scale_all(const Blocks& blocks, const T* x, T* y, const std::vector<acc_t<T
 
 // Each task group of a fixed size has its own sums, so the result does not depend on which thread ran it.
 template <typename G, typename T>
-void scale_and_reduce(const Blocks& blocks, const G* grad, const T* x, T* dx, const std::vector<acc_t<T>>& s,
+void scale_and_reduce(const Blocks& blocks, const G* grad, const T* x, T* dx, const std::vector<acc_t<G, T>>& s,
                       std::vector<double>& dtheta) {
-  using acc = acc_t<T>;
+  using acc = acc_t<G, T>;
   const Tasks tasks(blocks);
   const int64_t groups = std::min<int64_t>(64, (tasks.count + tasks.grain - 1) / tasks.grain);
   const int64_t per_group = groups ? (tasks.count + groups - 1) / groups : 0;
@@ -133,12 +132,18 @@ void scale_and_reduce(const Blocks& blocks, const G* grad, const T* x, T* dx, co
 Tensor filter(Tensor x, Tensor theta, int64_t dim) {
   dim = check_filter("filter", x, theta, dim);
   Tensor y = empty_like(x, x.scalar_type());
-  const Tensor from = laid_out_as(x, y);
+  const Tensor from = laid_out_as(x, y, x.scalar_type());
   const Blocks blocks = make_blocks(y, theta, dim);
   const Tensor values = torch::stable::contiguous(theta);
   dispatch(x.scalar_type(), [&](auto t) {
     using T = typename decltype(t)::type;
-    scale_all<T>(blocks, static_cast<const T*>(from.data_ptr()), static_cast<T*>(y.data_ptr()), scales<T>(values));
+    const T* in = static_cast<const T*>(from.data_ptr());
+    T* out = static_cast<T*>(y.data_ptr());
+    if (is_double(theta)) {
+      scale_all(blocks, in, out, scales<double>(values));
+    } else {
+      scale_all(blocks, in, out, scales<acc_t<T>>(values));
+    }
   });
   return y;
 }
@@ -147,16 +152,16 @@ std::tuple<Tensor, Tensor> filter_backward(Tensor grad, Tensor x, Tensor theta, 
   dim = check_filter_backward(grad, x, theta, dim);
   Tensor dx = empty_like(x, x.scalar_type());
   Tensor dtheta = empty_vector(theta, theta.numel(), theta.scalar_type());
-  const Tensor from = laid_out_as(x, dx), upstream = laid_out_as(grad, dx);
+  const Tensor from = laid_out_as(x, dx, x.scalar_type()), upstream = upstream_for(grad, dx, theta);
   const Blocks blocks = make_blocks(dx, theta, dim);
   const Tensor values = torch::stable::contiguous(theta);
   std::vector<double> sums(theta.numel(), 0.0);
-  dispatch(grad.scalar_type(), [&](auto g) {
+  dispatch(upstream.scalar_type(), [&](auto g) {
     dispatch(x.scalar_type(), [&](auto t) {
       using G = typename decltype(g)::type;
       using T = typename decltype(t)::type;
       scale_and_reduce<G, T>(blocks, static_cast<const G*>(upstream.data_ptr()), static_cast<const T*>(from.data_ptr()),
-                             static_cast<T*>(dx.data_ptr()), scales<T>(values), sums);
+                             static_cast<T*>(dx.data_ptr()), scales<acc_t<G, T>>(values), sums);
     });
   });
   const Vector out(dtheta);

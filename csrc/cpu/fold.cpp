@@ -125,7 +125,8 @@ std::tuple<Tensor, Tensor> fold(Tensor weight, std::optional<Tensor> bias, Tenso
   check_dtype("fold", "dtype", type);
   Tensor out = empty_like(weight, type);
   Tensor out_bias = empty_vector(weight, bias.has_value() ? weight.size(0) : 0, type);
-  const auto rows = make_rows<2>("fold", {&weight, &out});
+  weight = widened(weight, type != ScalarType::Double && (is_double(theta) || is_double(bias)));
+  const auto rows = make_rows<2>({&weight, &out});
   const auto dense_bias = contiguous(bias);
   const Tensor dense_theta = torch::stable::contiguous(theta);
   dispatch(weight.scalar_type(), [&](auto w) {
@@ -146,7 +147,9 @@ std::tuple<Tensor, Tensor, Tensor> fold_backward(Tensor grad_weight, std::option
   Tensor dbias = bias.has_value() ? empty_vector(weight, weight.size(0), bias->scalar_type())
                                   : empty_vector(weight, 0, weight.scalar_type());
   Tensor dtheta = empty_vector(weight, weight.size(0), theta.scalar_type());
-  const auto rows = make_rows<3>("fold_backward", {&grad_weight, &weight, &dweight});
+  grad_weight =
+      widened(grad_weight, !is_double(weight) && (is_double(theta) || is_double(bias) || is_double(grad_bias)));
+  const auto rows = make_rows<3>({&grad_weight, &weight, &dweight});
   const auto dense_grad_bias = contiguous(grad_bias);
   const auto dense_bias = contiguous(bias);
   const Tensor dense_theta = torch::stable::contiguous(theta);

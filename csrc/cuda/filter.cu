@@ -11,9 +11,8 @@ constexpr int64_t kShort = 32;  // below this, runs of one feature are too short
 constexpr int kTileRows = kThreads / kWarp;
 
 // y = x s, V neighbouring elements at a time; all of a pack lie in one run, or a run is one element.
-template <typename T, int V>
+template <typename T, typename acc, int V>
 __global__ void filter_kernel(Blocks blocks, const T* x, T* y, Vector theta) {
-  using acc = acc_t<T>;
   const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x * V;
   for (int64_t i = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * V; i < blocks.numel(); i += step) {
     const int64_t first = (i / blocks.inner) % blocks.features;
@@ -33,8 +32,9 @@ __global__ void filter_kernel(Blocks blocks, const T* x, T* y, Vector theta) {
 
 // Long runs: block (c, part) takes a share of feature c's elements; partial[part][c] is its sum.
 template <typename G, typename T>
-__global__ void runs_backward_kernel(Blocks blocks, const G* grad, const T* x, T* dx, Vector theta, acc_t<T>* partial) {
-  using acc = acc_t<T>;
+__global__ void runs_backward_kernel(Blocks blocks, const G* grad, const T* x, T* dx, Vector theta,
+                                     acc_t<G, T>* partial) {
+  using acc = acc_t<G, T>;
   const int64_t c = blockIdx.x;
   const acc s = scale_of<acc>(theta, c);
   const int64_t count = blocks.outer * blocks.inner;
@@ -59,8 +59,8 @@ __global__ void runs_backward_kernel(Blocks blocks, const G* grad, const T* x, T
 // rows.
 template <typename G, typename T>
 __global__ void columns_backward_kernel(Blocks blocks, const G* grad, const T* x, T* dx, Vector theta,
-                                        acc_t<T>* partial) {
-  using acc = acc_t<T>;
+                                        acc_t<G, T>* partial) {
+  using acc = acc_t<G, T>;
   __shared__ acc sums[kTileRows][kWarp];
   const int lane = threadIdx.x % kWarp, tile_row = threadIdx.x / kWarp;
   const int64_t columns = blocks.features * blocks.inner;
@@ -106,14 +106,14 @@ __global__ void reduce_partial_kernel(int64_t features, int64_t width, int64_t p
   }
 }
 
-template <typename T>
+template <typename T, typename acc>
 void launch_filter(const Blocks& blocks, const T* x, T* y, Vector theta, cudaStream_t stream) {
   constexpr int V = 4;
   const int64_t unit = blocks.inner == 1 ? blocks.features : blocks.inner;
   if (unit % V == 0 && aligned_for(x, V) && aligned_for(y, V)) {
-    filter_kernel<T, V><<<grid_for(blocks.numel() / V), kThreads, 0, stream>>>(blocks, x, y, theta);
+    filter_kernel<T, acc, V><<<grid_for(blocks.numel() / V), kThreads, 0, stream>>>(blocks, x, y, theta);
   } else {
-    filter_kernel<T, 1><<<grid_for(blocks.numel()), kThreads, 0, stream>>>(blocks, x, y, theta);
+    filter_kernel<T, acc, 1><<<grid_for(blocks.numel()), kThreads, 0, stream>>>(blocks, x, y, theta);
   }
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
@@ -126,7 +126,7 @@ int64_t parts_for(int64_t elements_per_lane_group) {
 template <typename G, typename T>
 void launch_filter_backward(const Blocks& blocks, const G* grad, const T* x, T* dx, Vector theta, Vector dtheta,
                             const Tensor& like, cudaStream_t stream) {
-  using acc = acc_t<T>;
+  using acc = acc_t<G, T>;
   const bool runs = blocks.inner >= kShort;
   const int64_t width = runs ? 1 : blocks.inner;
   const int64_t columns = blocks.features * width;
@@ -155,14 +155,14 @@ Tensor filter(Tensor x, Tensor theta, int64_t dim) {
   if (x.numel() == 0) {
     return y;
   }
-  const Tensor from = laid_out_as(x, y);
+  const Tensor from = laid_out_as(x, y, x.scalar_type());
   const Blocks blocks = make_blocks(y, theta, dim);
   const Tensor values = torch::stable::contiguous(theta);
   const cudaStream_t stream = current_stream(x);
   dispatch(x.scalar_type(), [&](auto t) {
     using T = typename decltype(t)::type;
-    launch_filter<T>(blocks, static_cast<const T*>(from.data_ptr()), static_cast<T*>(y.data_ptr()), Vector(values),
-                     stream);
+    const auto launch = is_double(theta) ? launch_filter<T, double> : launch_filter<T, acc_t<T>>;
+    launch(blocks, static_cast<const T*>(from.data_ptr()), static_cast<T*>(y.data_ptr()), Vector(values), stream);
   });
   return y;
 }
@@ -175,11 +175,11 @@ std::tuple<Tensor, Tensor> filter_backward(Tensor grad, Tensor x, Tensor theta, 
   if (x.numel() == 0) {
     return {dx, torch::stable::zero_(dtheta)};
   }
-  const Tensor from = laid_out_as(x, dx), upstream = laid_out_as(grad, dx);
+  const Tensor from = laid_out_as(x, dx, x.scalar_type()), upstream = upstream_for(grad, dx, theta);
   const Blocks blocks = make_blocks(dx, theta, dim);
   const Tensor values = torch::stable::contiguous(theta);
   const cudaStream_t stream = current_stream(x);
-  dispatch(grad.scalar_type(), [&](auto g) {
+  dispatch(upstream.scalar_type(), [&](auto g) {
     dispatch(x.scalar_type(), [&](auto t) {
       using G = typename decltype(g)::type;
       using T = typename decltype(t)::type;

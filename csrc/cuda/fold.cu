@@ -122,7 +122,8 @@ std::tuple<Tensor, Tensor> fold(Tensor weight, std::optional<Tensor> bias, Tenso
   if (weight.size(0) == 0) {
     return {out, out_bias};
   }
-  const auto rows = make_rows<2>("fold", {&weight, &out});
+  weight = widened(weight, type != ScalarType::Double && (is_double(theta) || is_double(bias)));
+  const auto rows = make_rows<2>({&weight, &out});
   const auto dense_bias = contiguous(bias);
   const Tensor dense_theta = torch::stable::contiguous(theta);
   const cudaStream_t stream = current_stream(weight);
@@ -148,7 +149,9 @@ std::tuple<Tensor, Tensor, Tensor> fold_backward(Tensor grad_weight, std::option
   if (weight.size(0) == 0) {
     return {dweight, dbias, dtheta};
   }
-  const auto rows = make_rows<3>("fold_backward", {&grad_weight, &weight, &dweight});
+  grad_weight =
+      widened(grad_weight, !is_double(weight) && (is_double(theta) || is_double(bias) || is_double(grad_bias)));
+  const auto rows = make_rows<3>({&grad_weight, &weight, &dweight});
   const auto dense_grad_bias = contiguous(grad_bias);
   const auto dense_bias = contiguous(bias);
   const Tensor dense_theta = torch::stable::contiguous(theta);

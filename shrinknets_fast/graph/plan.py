@@ -137,10 +137,15 @@ def choose(leave, align, removal, generator):
 
 
 def tensor_plans(network, gone, fills=()):
+    """Tensors whose axes are alike share their kept positions, so that these are looked at once."""
+    known = {}
     for bound in network.bound.values():
         keep = {}
         for dim, axis in enumerate(bound.value.axes):
             if axis is not None and bool(gone[axis.ids].any()):
-                keep[dim] = kept_positions(axis.ids, gone, fills)
+                key = axis.ids.numpy().tobytes()
+                if key not in known:
+                    known[key] = kept_positions(axis.ids, gone, fills)
+                keep[dim] = known[key]
         if keep:
             yield TensorPlan(bound.names[0], bound.tensor, keep)

@@ -6,12 +6,14 @@ NaN or infinite. For the upstream gradient g, in one read of g and x::
 
     dx = s g        dtheta[c] = [theta[c] > 0] sum of g x over everything but dim
 
-float64, float32, float16 or bfloat16, theta's dtype apart from x's; sums in float32 or wider, in an order that does not change
-from run to run. Source: ShrinkNets (Leclerc, Fernandez, Madden), equation 1.
+float64, float32, float16 or bfloat16, theta's dtype apart from x's: computed in float64 if any operand has it, else in float32.
+Sums are in an order that does not change from run to run. Source: ShrinkNets (Leclerc, Fernandez, Madden), equation 1.
 """
 
 import torch
 from torch.autograd.function import once_differentiable
+
+from .checks import check_dtype, check_like, check_same_device, check_vector
 
 _filter = torch.ops.shrinknets_fast.filter
 _filter_backward = torch.ops.shrinknets_fast.filter_backward
@@ -19,19 +21,29 @@ _filter_backward = torch.ops.shrinknets_fast.filter_backward
 
 @torch.library.register_fake("shrinknets_fast::filter")
 def _(x, theta, dim=1):
-    if theta.shape[0] != 1:
-        torch._check(-x.dim() <= dim < x.dim(), lambda: f"filter: dim is {dim} for x {tuple(x.shape)}")
-        torch._check(x.shape[dim] == theta.shape[0], lambda: misfit(x, theta, dim))
+    check("filter", x, theta, dim)
     return torch.empty_like(x)
 
 
 @torch.library.register_fake("shrinknets_fast::filter_backward")
 def _(grad, x, theta, dim=1):
+    check("filter_backward", x, theta, dim)
+    check_like("filter_backward", "grad", grad, "x", x, "x", x)
     return torch.empty_like(x), theta.new_empty(theta.shape[0])
 
 
-def misfit(x, theta, dim):
-    return f"filter: theta has shape {tuple(theta.shape)}, expected ({x.shape[dim]},) for dimension {dim} of x {tuple(x.shape)}"
+def check(op, x, theta, dim):
+    """csrc/filter.h: check_filter."""
+    check_dtype(op, "x", x.dtype)
+    check_dtype(op, "theta", theta.dtype)
+    check_same_device(op, "theta", theta, "x", x)
+    torch._check(theta.dim() == 1, lambda: f"{op}: theta has shape {tuple(theta.shape)}, expected one dimension")
+    if theta.shape[0] == 1:  # a gate takes any tensor
+        return
+    ndim, shape = x.dim(), tuple(x.shape)
+    torch._check(ndim > 0, lambda: f"{op}: x has shape (), expected a dimension of size {theta.shape[0]}")
+    torch._check(-ndim <= dim < ndim, lambda: f"{op}: dim is {dim}, expected {-ndim} to {ndim - 1} for x {shape}")
+    check_vector(op, "theta", theta, x.shape[dim], f"dimension {dim % ndim} of x {shape}")
 
 
 class Filter(torch.autograd.Function):

@@ -9,12 +9,15 @@ Dead rows (theta <= 0) come out as exact zeros whatever they hold. For upstream 
     dweight = s G      dbias = s g      dtheta[k] = [theta[k] > 0] (<G[k], weight[k]> + g[k] bias[k])
 
 so neither an activation is saved for theta nor one reduced. weight: (C, ...) with any strides and 1 to 8 dimensions; bias: (C,)
-or None; theta: (C,). float64, float32, float16 or bfloat16, mixed as you like; sums in float32 or wider.
+or None; theta: (C,). float64, float32, float16 or bfloat16, mixed as you like: computed in float64 if any operand has it,
+else in float32.
 Source: ShrinkNets (Leclerc, Fernandez, Madden), equation 1, and ``(x W^T + b) * s = x (s W)^T + s b``.
 """
 
 import torch
 from torch.autograd.function import once_differentiable
+
+from .checks import check_dtype, check_like, check_same_device, check_vector
 
 _fold = torch.ops.shrinknets_fast.fold
 _fold_backward = torch.ops.shrinknets_fast.fold_backward
@@ -22,22 +25,33 @@ _fold_backward = torch.ops.shrinknets_fast.fold_backward
 
 @torch.library.register_fake("shrinknets_fast::fold")
 def _(weight, bias, theta, dtype=None):
+    check("fold", weight, bias, theta)
     dtype = dtype or weight.dtype
-    torch._check(theta.dim() == 1 and theta.shape[0] == weight.shape[0], lambda: misfit("theta", theta, weight))
-    if bias is not None:
-        torch._check(bias.shape == theta.shape, lambda: misfit("bias", bias, weight))
+    check_dtype("fold", "dtype", dtype)
     return torch.empty_like(weight, dtype=dtype), weight.new_empty(0 if bias is None else bias.shape[0], dtype=dtype)
 
 
 @torch.library.register_fake("shrinknets_fast::fold_backward")
 def _(grad_weight, grad_bias, weight, bias, theta):
+    check("fold_backward", weight, bias, theta)
+    check_like("fold_backward", "grad_weight", grad_weight, "weight", weight, "weight", weight)
+    if grad_bias is not None:
+        torch._check(bias is not None, lambda: "fold_backward: grad_bias is given, expected None as bias")
+        check_like("fold_backward", "grad_bias", grad_bias, "bias", bias, "weight", weight)
     dbias = weight.new_empty(0) if bias is None else weight.new_empty(bias.shape[0], dtype=bias.dtype)
     return torch.empty_like(weight), dbias, weight.new_empty(theta.shape[0], dtype=theta.dtype)
 
 
-def misfit(name, vector, weight):
-    found, size = tuple(vector.shape), weight.shape[0]
-    return f"fold: {name} has shape {found}, expected ({size},) to match weight {tuple(weight.shape)}"
+def check(op, weight, bias, theta):
+    """csrc/fold.h: check_fold."""
+    torch._check(weight.dim() >= 1, lambda: f"{op}: weight has shape (), expected at least one dimension")
+    torch._check(weight.dim() <= 8, lambda: f"{op}: weight has {weight.dim()} dimensions, expected 1 to 8")
+    check_dtype(op, "weight", weight.dtype)
+    for name, vector in (("theta", theta), ("bias", bias)):
+        if vector is not None:
+            check_dtype(op, name, vector.dtype)
+            check_same_device(op, name, vector, "weight", weight)
+            check_vector(op, name, vector, weight.shape[0], f"weight {tuple(weight.shape)}")
 
 
 class Fold(torch.autograd.Function):
