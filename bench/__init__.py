@@ -2,6 +2,6 @@
 
 import os
 
-os.environ.setdefault(
-    "KINETO_LOG_LEVEL", "99"
-)  # the profiler, which counts memory here, greets on standard error otherwise
+# The profiler, which counts memory here, otherwise greets and warns on standard error.
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")

@@ -73,18 +73,12 @@ class Group:
     def checks(self):
         """{part: check} against the unfused composition in float64."""
         output, gradients = self.both(self.calls["unfused"], list(self.ours.parameters()))
-        wide = unfused(self.shape.make().to(self.device, torch.float64))
-        source = dict(unfused(self.ours).named_parameters())
-        with torch.no_grad():
-            for name, parameter in wide.named_parameters():
-                parameter.copy_(source[name])
+        wide = self.shape.make().to(self.device, torch.float64)
+        wide.load_state_dict(self.ours.state_dict())
         x, gradient = self.sets[0]
         x = x.detach().double().requires_grad_()
-        exact = wide(x)
-        order = [name for name, _ in unfused(self.ours).named_parameters()]
-        by_identity = {id(source[name]): wide.get_parameter(name) for name in order}
-        wanted = [x, *(by_identity[id(p)] for p in self.ours.parameters())]
-        exact_gradients = torch.autograd.grad(exact, wanted, gradient.double())
+        exact = unfused(wide)(x)
+        exact_gradients = torch.autograd.grad(exact, [x, *wide.parameters()], gradient.double())
         measured = {"forward": [output], "backward": list(gradients), "both": [output, *gradients]}
         expected = {"forward": [exact], "backward": list(exact_gradients), "both": [exact, *exact_gradients]}
         dtype = torch.bfloat16 if self.shape.autocast else self.shape.dtype

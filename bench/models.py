@@ -9,6 +9,8 @@ from torch import nn
 import shrinknets_fast as sn
 from shrinknets_fast.nn import FilterBase
 
+from .registry import needed
+
 
 class Unfused(nn.Module):
     """A plain layer, then a multiplication by ``max(0, theta)`` of its whole output: what the authors' code does."""
@@ -93,9 +95,7 @@ def lenet5(channels=50, width=5000, side=28, init="uniform", device=None):
 
 def resnet18(side, device):
     """torchvision's, with filters inside the branches; theta spread over (0.5, 1.5) so that a wrong scale shows."""
-    from torchvision import models
-
-    model = models.resnet18(num_classes=10).to(device)
+    model = needed("torchvision.models").resnet18(num_classes=10).to(device)
     sn.add_filters(model, torch.randn(2, 3, side, side, device=device))
     with torch.no_grad():
         for theta in sn.filters.thetas(model).values():

@@ -17,6 +17,10 @@ FAMILIES = {}
 ROLES = ("ours", "path", "plain", "rival", "bound")
 
 
+class Unavailable(Exception):
+    """A case cannot run here, for the reason given: it is left out, which is no error."""
+
+
 @dataclass(frozen=True)
 class Options:
     quick: bool = False
@@ -58,6 +62,14 @@ class Case:
     calls: int | None = None
     host: bool = False
     fields: dict = field(default_factory=dict)
+
+
+def needed(module):
+    """The module of that name; :class:`Unavailable` where it is not installed."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise Unavailable(f"{module.partition('.')[0]} is not installed") from error
 
 
 def family(function):

@@ -30,6 +30,9 @@ def run_families(names, options, out, *, only=None, providers=None, budget=None,
                 continue
             try:
                 found = list(run_case(name, case, options, effort, providers))
+            except registry.Unavailable as reason:
+                say(f"{name}: {case.name}: left out, {reason}")
+                continue
             except Exception:  # one broken case must not hide the others
                 say(f"{name}: {case.name}: FAILED\n{traceback.format_exc()}")
                 errors += 1

@@ -7,6 +7,7 @@ Also how long our parts take: trace (once per model), plan, apply, and a look th
 """
 
 from functools import cached_property
+from importlib.util import find_spec
 
 import torch
 
@@ -86,19 +87,18 @@ class Work:
         return Step(model, [self.batch], optimizer)
 
     def collect(self):
-        yardstick = Provider(self.step, "plain", checked=False, more=self.sizes)
-        return {
-            OURS: Provider(collect_ours, "ours", self.ours, more=lambda: self.costs(self.ours, collect_ours)),
-            "training step": yardstick,
-            "index_select with state": Provider(
-                collect_authors, prepare=self.authors, more=lambda: self.costs(self.authors, collect_authors)
-            ),
-            "Torch-Pruning, fresh optimizer": Provider(
-                collect_pruning,
-                prepare=self.torch_pruning,
-                more=lambda: self.costs(self.torch_pruning, collect_pruning),
-            ),
-        }, self.check
+        providers = {
+            OURS: self.provider(collect_ours, self.ours, "ours"),
+            "training step": Provider(self.step, "plain", checked=False, more=self.sizes),
+            "index_select with state": self.provider(collect_authors, self.authors),
+            "Torch-Pruning, fresh optimizer": "torch-pruning is not installed",
+        }
+        if find_spec("torch_pruning"):
+            providers["Torch-Pruning, fresh optimizer"] = self.provider(collect_pruning, self.torch_pruning)
+        return providers, self.check
+
+    def provider(self, run, prepare, role="rival"):
+        return Provider(run, role, prepare, more=lambda: self.costs(prepare, run))
 
     def apply(self):
         def prepare(_=0):

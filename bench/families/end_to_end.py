@@ -18,7 +18,7 @@ from shrinknets_fast.training.refusal import Refusal
 
 from ..models import lenet5, mlp, xavier
 from ..paper.contestants import shrinking, static
-from ..registry import OURS, Case, family
+from ..registry import Case, Unavailable, family
 
 PARTS = 4  # of an epoch: evaluations and points of the chart
 
@@ -54,11 +54,11 @@ def end_to_end(options):
 def run(setting, lam, filter_lr, options):
     """{contestant: fields of its row}"""
     if setting.data != "digits" and not options.data:
-        return {OURS: {"unavailable": "needs --data ROOT, with torchvision's data sets unpacked"}}
+        raise Unavailable("it needs --data ROOT, with torchvision's data sets unpacked")
     try:
         data = load(setting.data, options.data).to(options.device)
     except Refusal as refusal:
-        return {OURS: {"unavailable": str(refusal)}}
+        raise Unavailable(str(refusal)) from refusal
     epochs = options.epochs or setting.epochs
     start = xavier(setting.make()).to(options.device)
     found = list(shrinking(lambda: copy.deepcopy(start), data.images[:2], lam, setting.lr, filter_lr))

@@ -5,7 +5,7 @@ import torch
 import shrinknets_fast as sn
 
 from ..models import kill
-from ..registry import OURS, Case, Provider, family
+from ..registry import OURS, Case, Provider, family, needed
 
 MODELS = {"resnet50": 224, "mobilenet_v2": 224, "convnext_tiny": 224}
 QUICK = {"resnet18": 64}
@@ -21,10 +21,7 @@ def graph(options):
 
 
 def provider(name, side, part, device):
-    try:
-        from torchvision import models
-    except ImportError:
-        return {OURS: "torchvision is not installed"}, None
+    models = needed("torchvision.models")
 
     def fresh(_):
         x = torch.randn(1, 3, side, side, device=device)

@@ -69,6 +69,7 @@ CPU = [
     linear(32, 4096, 4096),
     linear(16, 64, 64),
     conv(32, 64, 64, 3, 56),
+    conv(32, 64, 64, 3, 56, channels_last=True),
     conv(32, 256, 256, 3, 14),
     conv(32, 3, 64, 7, 112),
     conv(32, 144, 144, 3, 28, groups=144, note=", depthwise"),
