@@ -26,6 +26,7 @@ def parser():
         one.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", type=torch.device)
         one.add_argument("--data", metavar="ROOT", help="where torchvision's data sets lie (end_to_end)")
         one.add_argument("--epochs", type=int, help="of end_to_end")
+        one.add_argument("--examples", type=int, help="training images of end_to_end; default: all")
         one.add_argument("--seed", type=int, help="of the random data; default: a fresh one")
     one = kinds.add_parser("report", help="REPORT.md and charts from the rows")
     one.add_argument("--results", default=rows.RESULTS, type=Path)
@@ -62,7 +63,9 @@ def main(argv=None):
 
     names = sorted(registry.FAMILIES) if arguments.command == "all" else [arguments.command]
     seed = secrets.randbits(31) if arguments.seed is None else arguments.seed
-    options = registry.Options(arguments.quick, arguments.device, arguments.data, arguments.epochs, seed)
+    options = registry.Options(
+        arguments.quick, arguments.device, arguments.data, arguments.epochs, arguments.examples, seed
+    )
     choice = {"only": arguments.only, "providers": arguments.roles, "budget": arguments.budget}
     made, errors = run_families(names, options, arguments.out, **choice)
     print(as_text(comparisons(made)))

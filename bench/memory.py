@@ -1,5 +1,7 @@
 """Bytes: how far a call raises the peak, and what a forward keeps for its backward."""
 
+import warnings
+
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
@@ -18,10 +20,12 @@ def peak_rise(run, device, prepare=lambda: None):
         run(state)
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        state = prepare()
-        with record_function("peak_rise"):
-            run(state)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch 2.11: that a profiler forgets its earlier cycles
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            state = prepare()
+            with record_function("peak_rise"):
+                run(state)
     events = profiler.profiler.kineto_results.events()
     start = next(e.start_ns() for e in events if e.name() == "peak_rise")
     level = highest = 0

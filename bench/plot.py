@@ -77,7 +77,7 @@ def speedups(compared, style):
     """Every other provider's time over ours, the yardstick's too."""
     lines = []
     for c in compared:
-        others = [*c.rivals, *([c.plain] if c.plain else [])]
+        others = [*c.rivals, *c.paths, *([c.plain] if c.plain else [])]
         lines.append((c.ours["case"], {row["provider"]: row["median_ms"] / c.ours["median_ms"] for row in others}))
     return dots(lines, "time over ours: right of 1 we are faster", style)
 

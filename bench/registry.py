@@ -26,7 +26,8 @@ class Options:
     quick: bool = False
     device: torch.device = torch.device("cpu")
     data: str | None = None  # where torchvision's data sets lie
-    epochs: int | None = None
+    epochs: int | None = None  # of end_to_end; None: the setting's own
+    examples: int | None = None  # training images of end_to_end; None: all
     seed: int = 0
 
 

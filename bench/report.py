@@ -86,7 +86,7 @@ def machines(found):
 def table(found, reasons, missing):
     """Losing cases first. One column per rival."""
     compared = comparisons(found)
-    rivals = sorted({row["provider"] for c in compared for row in c.rivals})
+    rivals = sorted({row["provider"] for c in compared for row in (*c.rivals, *c.paths)})
     memory = next((key for key in MEMORY if any(key in c.ours for c in compared)), None)
     bound, ratio = any(c.bounds for c in compared), any(c.plain for c in compared)
     head = ["case", "ours"] + ["ratio"] * ratio + [f"against {name}" for name in rivals] + ["of the bound"] * bound
@@ -96,7 +96,7 @@ def table(found, reasons, missing):
     for c in compared:
         line = [c.ours["case"] + (" *noisy*" if c.noisy else ""), milliseconds(c.ours)]
         line += [f"{c.ratio:.2f}" if c.plain else ""] * ratio
-        times = {row["provider"]: row["median_ms"] for row in c.rivals}
+        times = {row["provider"]: row["median_ms"] for row in (*c.rivals, *c.paths)}
         line += [speedup(times[name] / c.ours["median_ms"]) if name in times else "" for name in rivals]
         line += [f"{c.fraction:.0%}" if c.bounds else ""] * bound
         line += [", ".join(size(row.get(memory)) for row in (c.ours, c.plain, *c.rivals[:1]) if row)] * bool(memory)

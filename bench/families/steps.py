@@ -25,7 +25,7 @@ def steps(options):
         for kind in ("float32", "bfloat16 autocast") if cuda and not options.quick else ("float32",):
             work = lambda n=name, k=kind: Work(n, k, options).case()  # noqa: E731
             sizes, batch = describe(name, options)
-            yield Case(f"{sizes}, batch {batch}{'' if kind == 'float32' else ', ' + kind}", work, calls=1)
+            yield Case(f"{sizes}, batch {batch}{'' if kind == 'float32' else ', ' + kind}", work)
 
 
 def describe(name, options):
