@@ -54,13 +54,15 @@ class Case:
     """make() -> (providers by name, check). A provider that cannot run here is the reason, as a string.
 
     check(name, result) -> bool. calls: per sample (1 where a run destroys its state); host: time the host's part too.
-    measure() -> {provider: fields of its row}, instead of make, for what times itself.
+    least: repetitions, where each prepares for seconds. measure() -> {provider: fields of its row}, instead of make, for
+    what times itself.
     """
 
     name: str
     make: Callable | None = None
     measure: Callable | None = None
     calls: int | None = None
+    least: int | None = None
     host: bool = False
     fields: dict = field(default_factory=dict)
 

@@ -4,7 +4,7 @@ import fnmatch
 import tomllib
 from pathlib import Path
 
-from . import plot, rows
+from . import details, plot, rows
 from .table import comparisons, latest, milliseconds, wrong
 
 REASONS = Path(__file__).with_name("reasons.toml")
@@ -46,18 +46,14 @@ def write(results, out):
         if not here:
             continue
         text += ["", f"## {'GPU' if kind == 'cuda' else 'CPU'}", "", *machines(here)]
-        for family in sorted(
-            {row["family"] for row in here}, key=[*TITLES, *sorted({r["family"] for r in here})].index
-        ):
+        others = sorted({row["family"] for row in here} - set(TITLES))
+        for family in [*TITLES, *others]:
             mine = [row for row in here if row["family"] == family]
-            text += [
-                "",
-                f"### {TITLES.get(family, family)} ({kind})",
-                "",
-                *table(mine, reasons, missing),
-                *refused(mine),
-            ]
-            text += [f"\n![{alt}](charts/{path.name})" for alt, path in plot.charts(family, kind, mine, out / "charts")]
+            if mine:
+                text += ["", f"### {TITLES.get(family, family)} ({kind})", "", *table(mine, reasons, missing)]
+                text += [*refused(mine), *details.contestants(mine), *details.device_counts(mine)]
+                drawn = plot.charts(family, kind, mine, out / "charts")
+                text += [f"\n![{alt}](charts/{path.name})" for alt, path in drawn]
     out.mkdir(parents=True, exist_ok=True)
     (out / "REPORT.md").write_text("\n".join(text) + "\n")
     print(f"wrote {out / 'REPORT.md'}")
@@ -84,28 +80,36 @@ def machines(found):
 
 
 def table(found, reasons, missing):
-    """Losing cases first. One column per rival."""
+    """The worst speedup first; one column per rival, and per path of ours."""
     compared = comparisons(found)
     rivals = sorted({row["provider"] for c in compared for row in (*c.rivals, *c.paths)})
     memory = next((key for key in MEMORY if any(key in c.ours for c in compared)), None)
-    bound, ratio = any(c.bounds for c in compared), any(c.plain for c in compared)
-    head = ["case", "ours"] + ["ratio"] * ratio + [f"against {name}" for name in rivals] + ["of the bound"] * bound
-    head += [f"{MEMORY[memory]}: ours, yardstick, best rival"] if memory else []
-    head += ["why lost"] * any(c.loses for c in compared)
-    lines = [head, ["---"] * len(head)]
-    for c in compared:
-        line = [c.ours["case"] + (" *noisy*" if c.noisy else ""), milliseconds(c.ours)]
-        line += [f"{c.ratio:.2f}" if c.plain else ""] * ratio
-        times = {row["provider"]: row["median_ms"] for row in (*c.rivals, *c.paths)}
-        line += [speedup(times[name] / c.ours["median_ms"]) if name in times else "" for name in rivals]
-        line += [f"{c.fraction:.0%}" if c.bounds else ""] * bound
-        line += [", ".join(size(row.get(memory)) for row in (c.ours, c.plain, *c.rivals[:1]) if row)] * bool(memory)
-        if c.loses:
-            why = reason(c, reasons)
-            missing += [] if why else [c.what]
-            line.append(why or "not explained yet")
-        lines.append(line + [""] * (len(head) - len(line)))
-    return ["| " + " | ".join(line) + " |" for line in lines]
+    columns = {
+        "case": lambda c: c.ours["case"] + (" *noisy*" if c.noisy else ""),
+        "ours": lambda c: milliseconds(c.ours),
+    }
+    if any(c.plain for c in compared):
+        columns["ratio"] = lambda c: f"{c.ratio:.2f}" if c.plain else ""
+    for name in rivals:
+        columns[f"against {name}"] = lambda c, name=name: against(c, name)
+    if any(c.bounds for c in compared):
+        columns["of the bound"] = lambda c: f"{c.fraction:.0%}" if c.bounds else ""
+    if memory:
+        columns[f"{MEMORY[memory]}: ours, yardstick, best rival"] = lambda c: sizes(c, memory)
+    if any(c.loses for c in compared):
+        columns["why lost"] = lambda c: reason(c, reasons) or "not explained yet" if c.loses else ""
+        missing += [c.what for c in compared if c.loses and not reason(c, reasons)]
+    return details.as_markdown(list(columns), [[cell(c) for cell in columns.values()] for c in compared])[1:]
+
+
+def against(comparison, name):
+    """The time of provider ``name`` over ours, bold where we lose."""
+    times = {row["provider"]: row["median_ms"] for row in (*comparison.rivals, *comparison.paths)}
+    return speedup(times[name] / comparison.ours["median_ms"]) if name in times else ""
+
+
+def sizes(c, key):
+    return ", ".join(size(row.get(key)) for row in (c.ours, c.plain, *c.rivals[:1]) if row)
 
 
 def speedup(value):

@@ -3,6 +3,7 @@
 import time
 import traceback
 import warnings
+from dataclasses import replace
 
 import torch
 
@@ -62,6 +63,7 @@ def run_case(family, case, options, effort, roles=None):
         fields[name] = judge(name, provider, check)
         if "unavailable" not in fields[name] and fields[name]["match"] is not False:
             right[name] = provider
+    effort = replace(effort, least=case.least or effort.least)
     timings = measure(right, options.device, effort, calls=case.calls, host=case.host)
     for name, provider in providers.items():
         more = {**case.fields, **fields[name]}

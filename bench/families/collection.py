@@ -33,7 +33,9 @@ def collection(options):
         work = Work(width, share, options)
         for part in ("collect", "apply"):
             fields = {"dead": share, "part": part}
-            yield Case(f"{name}, {share:.0%} dead: {part}", getattr(work, part), calls=1, host=True, fields=fields)
+            yield Case(
+                f"{name}, {share:.0%} dead: {part}", getattr(work, part), calls=1, least=4, host=True, fields=fields
+            )
     for part in ("trace", "plan", "look"):
         yield Case(f"{name}: {part}", lambda w=work, p=part: w.of_ours(p), calls=1, host=True, fields={"part": part})
 

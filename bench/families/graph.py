@@ -17,7 +17,7 @@ def graph(options):
     for name, side in (QUICK if options.quick else MODELS).items():
         for part in PARTS:
             make = lambda n=name, s=side, p=part: provider(n, s, p, options.device)  # noqa: E731
-            yield Case(f"{name} {part}", make, calls=1, host=True)
+            yield Case(f"{name} {part}", make, calls=1, least=4, host=True)
 
 
 def provider(name, side, part, device):
