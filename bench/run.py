@@ -1,5 +1,7 @@
 """Run families: check every provider, time those that are right, append a row for each."""
 
+import functools
+import gc
 import time
 import traceback
 import warnings
@@ -14,11 +16,12 @@ QUICK = Effort(seconds=0.3, least=5, most=21)
 FULL = Effort(seconds=4.0, least=7, most=51)
 
 
-def run_families(names, options, out, *, only=None, providers=None, budget=None, effort=None, say=print):
+def run_families(names, options, out, *, only=None, providers=None, budget=None, effort=None, say=None):
     """Rows of all cases whose name contains ``only``; providers: roles to time. Returns (rows, errors).
 
     budget: seconds after which no further case begins.
     """
+    say = say or functools.partial(print, flush=True)
     effort = effort or (QUICK if options.quick else FULL)
     end = time.perf_counter() + (budget or float("inf"))
     made, errors, run = [], 0, time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -60,6 +63,8 @@ def run_case(family, case, options, effort, roles=None):
         providers = {n: p for n, p in providers.items() if not isinstance(p, registry.Provider) or p.role in roles}
     fields, right = {}, {}
     for name, provider in providers.items():
+        if case.host:
+            gc.collect()  # the last provider's whole model, in cycles
         fields[name] = judge(name, provider, check)
         if "unavailable" not in fields[name] and fields[name]["match"] is not False:
             right[name] = provider

@@ -6,6 +6,7 @@ not.
 Also how long our parts take: trace (once per model), plan, apply, and a look that finds nothing (once per step).
 """
 
+import gc
 from functools import cached_property
 from importlib.util import find_spec
 
@@ -104,8 +105,8 @@ class Work:
 
     def apply(self):
         def prepare(_=0):
-            model, optimizer, gc, logits = self.ours()
-            return model, optimizer, adapters.planned(gc), logits
+            model, optimizer, collector, logits = self.ours()
+            return model, optimizer, adapters.planned(collector), logits
 
         def run(state):
             state[2]()
@@ -117,20 +118,18 @@ class Work:
 
     def of_ours(self, part):
         """trace, plan or look, on one model that stays as it is."""
-        model, optimizer, gc, _ = self.ours()
+        model, optimizer, collector, _ = self.ours()
         x = self.batch[0][:2]
         if part == "look":
-            gc.collect()
+            collector.collect()
         runs = {
             "trace": lambda _: sn.GarbageCollector(model, x),
-            "plan": lambda _: gc.plan(),
-            "look": lambda _: gc.step() is None,
+            "plan": lambda _: collector.plan(),
+            "look": lambda _: collector.step() is None,
         }
         more = lambda: counted(lambda: runs[part](0), self.device) if part == "look" else {}  # noqa: E731
         yardstick = Provider(Step(model, [self.batch], optimizer), "plain", checked=False)
-        return {OURS: Provider(runs[part], "ours", more=more), "training step": yardstick}, lambda _, result: bool(
-            result
-        )
+        return {OURS: Provider(runs[part], "ours", more=more), "training step": yardstick}, happened
 
     def sizes(self):
         model, optimizer = self.step.model, self.step.optimizer
@@ -140,6 +139,7 @@ class Work:
 
     def costs(self, prepare, run):
         """Peak memory; on a GPU also synchronisations and launches, each on a fresh model."""
+        gc.collect()  # models of earlier runs, in cycles: at full size each takes 5 GB
         found = {"rise_bytes": peak_rise(run, self.device, prepare)}
         for key, count in (
             {"syncs": synchronisations, "launches": launches}.items() if self.device.type == "cuda" else ()
@@ -174,3 +174,7 @@ def collect_authors(state):
 def collect_pruning(state):
     model, _, pruning, before = state
     return model, pruning.collect(adam), None, before
+
+
+def happened(name, result):
+    return bool(result)
