@@ -1,10 +1,10 @@
 # Every target works on its own on a machine with python3 (3.11 or newer) with venv, g++ and make; nvcc is optional.
-# Overridable: PYTHON, VENV, PIP (e.g. PIP="... --index-url ..."), TORCH (e.g. TORCH=torch==2.11.0), OUT.
+# Overridable: PYTHON, VENV, PIP (e.g. PIP="... --index-url ..."), TORCH (e.g. TORCH=torch==2.11.0), OUT (of demo and bench);
+# for bench also QUICK=1 and DATA (where torchvision's data sets lie).
 
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch torchvision
-OUT ?= runs/demo
 
 BIN := $(abspath $(VENV))/bin
 PIP ?= $(BIN)/python -m pip --disable-pip-version-check
@@ -18,7 +18,10 @@ TOOLS = $(shell command -v cmake >/dev/null || echo cmake) $(shell command -v ni
 
 BUILD_REQUIRES = import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['build-system']['requires'])
 
-.PHONY: demo test test-full lint build clean
+BENCH_REQUIRES = import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['bench'])
+
+.PHONY: demo test test-full bench lint build clean
+demo: OUT ?= runs/demo
 demo: build
 	$(BIN)/python -m shrinknets_fast train --data digits --out $(OUT)
 	@echo "demo: look at $(OUT)/history.png; the small network is $(OUT)/plain.pt2"
@@ -30,6 +33,10 @@ test: lint
 test-full: lint
 	$(BIN)/python -m pytest -n auto tests
 	@echo "test-full: all passed, the slow ones too"
+
+# Rows are appended to bench/results, or to OUT; the last lines are a table.
+bench: $(VENV)/.bench
+	$(BIN)/python -m bench all $(if $(filter-out 0,$(QUICK)),--quick) $(if $(OUT),--out $(OUT)) $(if $(DATA),--data $(DATA))
 
 lint: build
 	$(BIN)/ruff check .
@@ -52,4 +59,8 @@ $(VENV)/.torch: pyproject.toml
 $(VENV)/.built: $(VENV)/.torch $(SOURCES)
 	$(PIP) install -q --no-build-isolation -e '.[demo,dev]'
 	@echo "built: '$(BIN)/python -m shrinknets_fast info' says how"
+	touch $@
+
+$(VENV)/.bench: $(VENV)/.built
+	$(PIP) install -q $$($(BIN)/python -c "$(BENCH_REQUIRES)")
 	touch $@

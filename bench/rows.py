@@ -1,56 +1,76 @@
-"""Results as data: rows appended to bench/results/*.jsonl, each with what it depends on."""
+"""Results as data: rows appended to <folder>/<family>.jsonl, each with the machine, versions and commit it depends on."""
 
 import json
+import os
 import platform
 import subprocess
+from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
-from statistics import median, quantiles
 
 import torch
 
+from shrinknets_fast.training.versions import version
+
 RESULTS = Path(__file__).parent / "results"
+ALWAYS = ("family", "case", "provider", "commit", "device", "median_ms")
 
 
-def commit():
-    """The checkout's commit, "-dirty" where files differ from it; empty outside a checkout."""
-    run = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-        cwd=RESULTS.parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def output_of(*command):
+    try:
+        run = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
     return run.stdout.strip()
 
 
+@cache
+def commit():
+    """The checkout's commit, "-dirty" where code differs from it; $BENCH_COMMIT or empty outside a checkout."""
+    if os.environ.get("BENCH_COMMIT"):
+        return os.environ["BENCH_COMMIT"]
+    changed = output_of("git", "status", "--porcelain", "--", ":/", ":!results", ":!charts", ":!REPORT.md")
+    return output_of("git", "rev-parse", "--short=12", "HEAD") + ("-dirty" if changed else "")
+
+
 def cpu_name():
-    names = [
-        line.partition(":")[2].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if "model name" in line
-    ]
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if "model name" in line]
     return names[0] if names else platform.processor()
 
 
-def append(family, case, provider, seconds, **more):
-    """One row: median, 20th and 80th percentile of the timings ``seconds``, in milliseconds. Returns it."""
-    low, *_, high = quantiles(seconds, n=5) if len(seconds) > 1 else seconds * 2
-    row = {
-        "family": family,
-        "case": case,
-        "provider": provider,
-        "commit": commit(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name(),
-        "median_ms": 1e3 * median(seconds),
-        "p20_ms": 1e3 * low,
-        "p80_ms": 1e3 * high,
-        "runs": len(seconds),
+@cache
+def machine(kind):
+    """What a timing on ``kind`` ("cpu" or "cuda") depends on."""
+    gpu = torch.cuda.get_device_name() if kind == "cuda" else None
+    driver = output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") if gpu else ""
+    return {
+        "device": gpu or cpu_name(),
+        "kind": kind,
+        "gpu": gpu,
+        "driver": driver.splitlines()[0] if driver else None,
+        "cpu": cpu_name(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
+        "triton": version("triton"),
         "python": platform.python_version(),
-        **more,
     }
-    RESULTS.mkdir(exist_ok=True)
-    with (RESULTS / f"{family}.jsonl").open("a") as file:
+
+
+def make(family, case, provider, kind, **fields):
+    """A row. ``median_ms`` is None where nothing was timed."""
+    row = {"family": family, "case": case, "provider": provider, "commit": commit(), **machine(kind), "median_ms": None}
+    row["time"] = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return {**row, **fields}
+
+
+def append(row, folder=RESULTS):
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{row['family']}.jsonl").open("a") as file:
         file.write(json.dumps(row) + "\n")
-    return row
+
+
+def read(folder=RESULTS):
+    """All rows of a folder, file by file, oldest first."""
+    return [json.loads(line) for path in sorted(Path(folder).glob("*.jsonl")) for line in path.read_text().splitlines()]

@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 
-from bench.families import FAMILIES, measure
+from bench.zoo import FAMILIES, measure
 from shrinknets_fast.graph.results import tensors_in
 
 pytest.importorskip("torchvision.models", reason="needs torchvision")

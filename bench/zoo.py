@@ -1,6 +1,6 @@
 """torchvision's classifiers, one of each family: filters, random deaths, removal by this package and by Torch-Pruning.
 
-    python -m bench.families [NAME ...]         prints one row per family; with --write, makes docs/torchvision.md
+    python -m bench.zoo [NAME ...]         prints one row per family; with --write, makes docs/torchvision.md
 
 Random weights, small images, float64, evaluation and training mode. Torch-Pruning (extra ``bench``) is given the same model with
 its filters folded, dead features still in place as exact zeros, and is asked to remove the same ones; it leaves optimizers alone.
@@ -183,7 +183,7 @@ HEADER = """\
 
 One model of each family: `add_filters` (inner filters only), {share:.0%} of every filter's features killed at random, one
 collection; float64, random weights with generic batch-norm statistics, outputs compared in training and in evaluation mode. Made
-by `python -m bench.families --write` (torch {torch}, Torch-Pruning 1.6.1).
+by `python -m bench.zoo --write` (torch {torch}, Torch-Pruning 1.6.1).
 
 The last column is Torch-Pruning asked to remove the same features, which are exact zeros, from the same model in evaluation mode.
 "kept" counts the features that could not leave even if all filters were dead, by the op to blame; trunks stay here because

@@ -1,0 +1,42 @@
+"""The one place where the benchmarks touch what is not the package's public interface."""
+
+import importlib
+
+
+def optional(name):
+    """A module of the package that this checkout may lack; None then."""
+    try:
+        return importlib.import_module(f"shrinknets_fast.{name}")
+    except ModuleNotFoundError:
+        return None
+
+
+def paths(layer):
+    """{path: callable} for every path of the dispatch table that ``layer`` can take, besides the default one."""
+    return {}
+
+
+def compact(tensors, dims, kept, fill):
+    """Compact ``tensors`` in place: kept[i][j], on the CPU, are the positions that stay along dims[i][j] of tensors[i]."""
+    op, members = optional("ops.compact"), []
+    for tensor, tensor_dims, lists in zip(tensors, dims, kept, strict=True):
+        keep = dict(zip(tensor_dims, lists, strict=True))
+        members.append((tensor, {d: op.fill(k, tensor.shape[d]) for d, k in keep.items()} if fill else keep))
+    op.compact_(members)
+
+
+def why_no_compact():
+    """Why :func:`compact` cannot be called, or an empty string."""
+    return "" if hasattr(optional("ops.compact"), "compact_") else "this build has no compact_"
+
+
+def planned(gc):
+    """A call that carries out what ``gc`` plans now, the planning itself done."""
+    plan = gc._plan(gc._dead(), gc._generator)
+    return lambda: gc._carry_out(plan)
+
+
+def why_no_apply():
+    from shrinknets_fast import GarbageCollector
+
+    return "" if hasattr(GarbageCollector, "_carry_out") else "this build's collector has no separate apply"

@@ -1,0 +1,1 @@
+"""The paper's experiments, trained end to end by several contestants side by side."""
