@@ -32,8 +32,9 @@ def why_no_compact():
 
 def planned(gc):
     """A call that carries out what ``gc`` plans now, the planning itself done."""
-    plan = gc._plan(gc._dead(), gc._generator)
-    return lambda: gc._carry_out(plan)
+    dead = gc._watch.masks()
+    plan = gc._plan(dead, gc._generator)
+    return lambda: gc._carry_out(plan, dead)
 
 
 def why_no_apply():
