@@ -20,15 +20,16 @@ def members(name, tensor, optimizers, following):
 @torch.no_grad()
 def apply_plan(plan, network, hubs, model, optimizers, following, depthwise):
     """Compact everything the plan names, in place. Returns (bytes written, bytes no longer used)."""
-    work = {}
+    work, known = {}, {}
     for t in plan.tensors:
         for tensor in members(t.name, t.tensor, optimizers, following):
-            # a dimension of another size holds one entry for all features
-            keep = {d: kept for d, kept in t.keep.items() if tensor.shape[d] == t.tensor.shape[d]}
+            keep = t.keep
+            if tensor.shape != t.tensor.shape:  # a dimension of another size holds one entry for all features
+                keep = {d: kept for d, kept in keep.items() if tensor.shape[d] == t.tensor.shape[d]}
             work[id(tensor)] = (tensor, keep)
     work = list(work.values())
     before = sum(tensor.nbytes for tensor, _ in work)
-    moved = sum(moved_bytes(tensor, keep) for tensor, keep in work)
+    moved = sum(moved_bytes(tensor, keep, known) for tensor, keep in work)
     compact_(work)
     freed = before - sum(tensor.nbytes for tensor, _ in work)
     network.features.remove(plan.gone, plan.fills)

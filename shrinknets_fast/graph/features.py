@@ -70,8 +70,18 @@ class FeatureSpace:
 
     def remove(self, gone, fills=()):
         """Take the features in the bool mask ``gone`` out of every axis, as the plan's order says; numbers stay as they are."""
-        for axis in self.axes:
-            axis.ids = axis.ids[kept_positions(axis.ids, gone, fills)]
+        if not self.axes:
+            return
+        ids = torch.cat([axis.ids for axis in self.axes])
+        stays = ~gone[ids]
+        before = torch.nn.functional.pad(stays.cumsum(0), (1, 0))  # all axes at once: there are hundreds
+        ends = torch.tensor([len(axis) for axis in self.axes]).cumsum(0)
+        sizes = before[ends].diff(prepend=torch.zeros(1, dtype=torch.int64)).tolist()
+        filled = {int(hub_ids[0]) for hub_ids, _ in fills}
+        for axis, left in zip(self.axes, ids[stays].split(sizes), strict=True):
+            if filled and len(axis) and int(axis.ids[0]) in filled:
+                left = axis.ids[kept_positions(axis.ids, gone, fills)]
+            axis.ids = left
 
 
 def connected(root, first, second):

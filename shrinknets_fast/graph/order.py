@@ -48,7 +48,7 @@ def kept_positions(ids, gone, fills):
 
 def choose_fills(network, hubs, gone, tensors):
     """[(hub ids, kept)] of the hubs worth a fill. tensors: the TensorPlans if all hubs slide."""
-    chosen = []
+    chosen, known = [], {}
     for hub in hubs:
         stays = torch.nonzero(~gone[hub.ids]).flatten()
         if not hub.movable or len(stays) in (0, len(hub)):
@@ -60,16 +60,16 @@ def choose_fills(network, hubs, gone, tensors):
             for dim in t.keep:
                 repeat = whole(axes[dim].ids, hub.ids) if axes[dim].ids[0] == hub.ids[0] else 0
                 if repeat:
-                    slid += moved_bytes(t.tensor, t.keep)
+                    slid += moved_bytes(t.tensor, t.keep, known)
                     order = kept_positions(axes[dim].ids, gone, [(hub.ids, kept)])
-                    filled += moved_bytes(t.tensor, {**t.keep, dim: order})
+                    filled += moved_bytes(t.tensor, {**t.keep, dim: order}, {})
         if slid - filled >= max(WORTH_SHARE * slid, WORTH_BYTES):
             chosen.append((hub.ids, kept))
     return chosen
 
 
-def moved_bytes(tensor, keep):
-    """Bytes that a compaction of ``tensor`` to ``keep`` writes."""
+def moved_bytes(tensor, keep, known):
+    """Bytes that a compaction of ``tensor`` to ``keep`` writes. known: a dict that remembers what was found out about lists."""
     shape = [len(keep[d]) if d in keep else n for d, n in enumerate(tensor.shape)]
     total = math.prod(shape) * tensor.element_size()
     if len(keep) != 1:
@@ -78,9 +78,13 @@ def moved_bytes(tensor, keep):
     leads = all(n == 1 or tensor.stride(d) < tensor.stride(dim) for d, n in enumerate(tensor.shape) if d != dim)
     if not leads or not total:
         return total
+    if id(kept) not in known:
+        known[id(kept)] = moved_rows(kept)
+    return known[id(kept)] * (total // len(kept))
+
+
+def moved_rows(kept):
+    """How many positions a compaction along the leading dimension writes: a slide from the first hole on, a fill the holes."""
     away = torch.nonzero(kept != torch.arange(len(kept))).flatten()
-    if len(kept) > 1 and bool((kept[1:] > kept[:-1]).all()):
-        rows = len(kept) - int(away[0]) if len(away) else 0
-    else:
-        rows = len(away)
-    return rows * (total // len(kept))
+    slides = len(kept) < 2 or bool((kept[1:] > kept[:-1]).all())
+    return len(kept) - int(away[0]) if slides and len(away) else len(away)

@@ -38,31 +38,43 @@ def fill(kept, size):
 def compact_(members):
     """members: [(tensor, {dim: kept})], kept: int64 vectors on the CPU. Resizes the tensors in place; nothing on an error.
 
-    Objects, ``data_ptr()`` and storages stay; version counters go up, so that a graph that saved a tensor raises.
+    Objects, ``data_ptr()`` and storages stay; version counters go up, so that a graph that saved a tensor raises. Tensors that
+    shrink alike (a weight, its gradient, its moments) had better be given one and the same dict: it is looked at once.
     """
-    calls, apart = {}, []
+    calls, apart, layouts = {}, [], {}
     for tensor, keep in members:
-        if len(keep) > 2 or not is_dense(tensor):
-            apart.append((tensor, keep))
+        key = id(keep), tensor.shape, tensor.stride()
+        layout = layouts.get(key)
+        if layout is None:
+            layout = layouts[key] = Layout(tensor, keep)
+        if not layout.in_place:
+            apart.append((tensor, gathered(tensor, keep)))  # may raise, so before a byte is moved
         elif keep:
-            calls.setdefault(tensor.device, []).append((tensor, keep))
-    moved = [(tensor, gathered(tensor, keep)) for tensor, keep in apart]  # may raise, so before a byte is moved
+            calls.setdefault(tensor.device, []).append((tensor, layout))
     for group in calls.values():
         call(group)
-    for tensor, result in moved:
+    for tensor, result in apart:
         tensor.set_(result)
     for group in calls.values():
-        for tensor, keep in group:
-            shape = [len(keep[d]) if d in keep else n for d, n in enumerate(tensor.shape)]
-            strides = dense_strides(tensor, shape)
-            tensor.set_(tensor.untyped_storage(), tensor.storage_offset(), shape, strides)  # bumps the version
+        for tensor, layout in group:  # bumps the version
+            tensor.set_(tensor.untyped_storage(), tensor.storage_offset(), layout.shape, layout.strides)
+
+
+class Layout:
+    """How tensors of one shape and memory order look afterwards."""
+
+    def __init__(self, tensor, keep):
+        self.keep = keep.items()
+        self.in_place = len(keep) <= 2 and is_dense(tensor)
+        self.shape = [len(keep[d]) if d in keep else n for d, n in enumerate(tensor.shape)]
+        self.strides = dense_strides(tensor, self.shape)
 
 
 def call(group):
     """One call of the op for tensors of one device; lists that several tensors share are given once."""
     lists, tensors, dims, indices = {}, [], [], []
-    for number, (_, keep) in enumerate(group):
-        for dim, kept in keep.items():
+    for number, (_, layout) in enumerate(group):
+        for dim, kept in layout.keep:
             tensors.append(number)
             dims.append(dim)
             indices.append(lists.setdefault(id(kept), (len(lists), kept))[0])
