@@ -1,6 +1,9 @@
 """The one place where the benchmarks touch what is not the package's public interface."""
 
 import importlib
+import inspect
+
+from shrinknets_fast import GarbageCollector
 
 
 def optional(name):
@@ -30,14 +33,14 @@ def why_no_compact():
     return "" if hasattr(optional("ops.compact"), "compact_") else "this build has no compact_"
 
 
-def planned(gc):
-    """A call that carries out what ``gc`` plans now, the planning itself done."""
-    dead = gc._watch.masks()
-    plan = gc._plan(dead, gc._generator)
-    return lambda: gc._carry_out(plan, dead)
+def planned(collector):
+    """A call that carries out what ``collector`` plans now, the planning itself done."""
+    dead = collector._watch.masks()
+    plan = collector._plan(dead, collector._generator)
+    return lambda: collector._carry_out(plan, dead)
 
 
 def why_no_apply():
-    from shrinknets_fast import GarbageCollector
-
-    return "" if hasattr(GarbageCollector, "_carry_out") else "this build's collector has no separate apply"
+    """Why :func:`planned` cannot be called (another commit's collector, say), or an empty string."""
+    parts = inspect.signature(getattr(GarbageCollector, "_carry_out", lambda: None)).parameters
+    return "" if "dead" in parts else "this collector cannot be asked to apply alone"

@@ -42,11 +42,12 @@ def unfused_penalty(model):
 
 
 def resident_bytes(model, optimizer):
-    """Parameters, buffers, gradients and the optimizer's state."""
+    """Memory of parameters, buffers, gradients and optimizer state: whole storages, with what a collection left unused."""
     tensors = [*model.parameters(), *model.buffers()]
     tensors += [p.grad for p in model.parameters() if p.grad is not None]
     tensors += [v for state in optimizer.state.values() for v in state.values() if isinstance(v, torch.Tensor)]
-    return sum(t.numel() * t.element_size() for t in tensors)
+    storages = {s.data_ptr(): s.nbytes() for s in (t.untyped_storage() for t in tensors)}
+    return sum(storages.values())
 
 
 def peak_bytes(step, device):

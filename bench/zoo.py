@@ -107,7 +107,7 @@ def weight_count(model):
 
 def kept(gc):
     """{short reason: features} of what could not leave even if every filter were dead."""
-    everything = {key: torch.ones_like(mask) for key, mask in gc._dead().items()}
+    everything = {key: torch.ones_like(mask) for key, mask in gc._watch.masks().items()}
     verdict = judge(gc._network, everything, idle_too=False)
     reasons = Counter()
     for hub in gc._hubs:

@@ -11,9 +11,11 @@ import torch
 
 from bench import memory, registry, report, rows, table
 from bench.closeness import as_close_as
+from bench.families.collection import Work
+from bench.families.compaction import MODES, Tensors
 from bench.models import lenet5, mlp, plain, swapped, unfused
 from bench.rivals import collect_by_index_select
-from bench.run import run_families
+from bench.run import judge, run_families
 from bench.timing import Effort, Timing, measure, rotated
 from bench.training_step import Step, adam, unfused_penalty
 
@@ -203,6 +205,32 @@ def test_the_authors_collection_is_exact_and_keeps_the_optimizers_state(make):
     assert torch.equal(optimizer.state[first]["exp_avg"], moment[alive])
     assert len(optimizer.state) == len(list(model.parameters()))
     step()
+
+
+def judged(providers, check):
+    """{provider: match} of those that can run here and are checked."""
+    found = {n: judge(n, p, check) for n, p in providers.items() if isinstance(p, registry.Provider) and p.checked}
+    return {name: fields.get("error", fields["match"]) for name, fields in found.items()}
+
+
+@pytest.mark.parametrize("part", ["collect", "apply", "trace", "plan", "look"])
+def test_all_ways_of_collecting_pass_their_check(part):
+    work = Work(40, 0.5, registry.Options())
+    found = judged(*(getattr(work, part)() if hasattr(work, part) else work.of_ours(part)))
+    assert set(found.values()) == {True}, found
+    assert registry.OURS in found
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("share", [0.01, 0.5])
+def test_all_ways_of_compacting_pass_their_check(mode, share):
+    shapes = [(37, 41)] * 3 + [(8, 9, 2, 3)] * 3
+    tensors = Tensors(shapes, MODES[mode], mode, share, registry.Options())
+    providers, check = tensors.case()
+    found = judged(providers, check)
+    assert set(found.values()) == {True}, found
+    assert registry.OURS in found
+    assert not check("", tensors.fresh())  # nothing was removed
 
 
 def test_closeness_refuses_a_wrong_scale_and_a_nan():

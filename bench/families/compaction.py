@@ -138,7 +138,7 @@ class Tensors:
             for d, index in zip(self.dims, kept, strict=True):
                 expected = expected.index_select(d, index)
             if self.fill and tensor.shape == expected.shape:
-                tensor, expected = (t[t[:, 0].argsort()] for t in (tensor, expected))
+                tensor, expected = (t[t.flatten(1)[:, 0].argsort()] for t in (tensor, expected))
             if not tensor.is_contiguous() or not torch.equal(tensor, expected):
                 return False
         return True

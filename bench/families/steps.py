@@ -73,6 +73,8 @@ class Work:
         }
         if not self.options.quick:
             providers["unfused, torch.compile"] = self.provider(authors, "rival", unfused_penalty, compile=True)
+            ours = copy.deepcopy(self.model)
+            providers[f"{OURS}: torch.compile"] = self.provider(ours, "path", sn.penalty, compile=True)
         return providers, lambda name, gradients: self.check([gradients[key] for key in self.wanted])
 
     def provider(self, model, role, penalty=None, compile=False):

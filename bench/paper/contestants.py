@@ -1,6 +1,7 @@
 """Who trains: ours, ours without collection, the authors' way, and a plain network that has the final size from the start."""
 
 import time
+from functools import partial
 
 import torch
 from torch import nn
@@ -16,10 +17,14 @@ MIN_DEAD = 0.05  # of the features, as in the collector's default
 LOOK = 20  # steps between two looks of the authors' way; they themselves look once per epoch
 
 
+def nothing(k):
+    pass
+
+
 class Contestant:
     """A model in training; ``after_step(k)`` is its collection, ``seconds`` the time all its steps took."""
 
-    def __init__(self, name, role, model, optimizer, penalty=None, after_step=lambda k: None):
+    def __init__(self, name, role, model, optimizer, penalty=None, after_step=nothing):
         self.name, self.role, self.model, self.optimizer = name, role, model, optimizer
         self.penalty, self.after_step = penalty, after_step
         self.steps, self.seconds, self.curve, self.accuracies = 0, 0.0, [], []
@@ -86,7 +91,8 @@ def shrinking(make, example, lam, lr, filter_lr):
         model = make()
         optimizer = adam(rates(lr, filter_lr, model))
         gc = sn.GarbageCollector(model, example, optimizers=optimizer, min_dead=MIN_DEAD)
-        yield Contestant(name, role, model, optimizer, penalty, lambda k, g=gc, c=collects: c and g.step())
+        after_step = partial(collect_and_trim, gc) if collects else nothing
+        yield Contestant(name, role, model, optimizer, penalty, after_step)
     model = swapped(make(), unfused)
     optimizer = adam(rates(lr, filter_lr, model))
 
@@ -95,6 +101,12 @@ def shrinking(make, example, lam, lr, filter_lr):
             collect_by_index_select(model, optimizer)
 
     yield Contestant("unfused, index_select", "rival", model, optimizer, lambda m: lam * unfused_penalty(m), collect)
+
+
+def collect_and_trim(collector, _):
+    """The collector's look after a step; what a collection left unused is given back."""
+    if collector.step():
+        collector.trim()
 
 
 def thetas(model):
