@@ -36,7 +36,8 @@ class Case:
     """One kernel in one dtype with one choice of blocks, in every variant that a launch can ask for.
 
     types: Triton's type by argument, "i32" for what it does not name. options: num_warps and num_stages.
-    variants: for each, {argument: its constant}. Pointers are aligned, of integers nothing is known.
+    variants: for each, {argument: its constant} and other ``types``, the most demanding first. Pointers are aligned; of integers
+    nothing is known.
     """
 
     kernel: object
@@ -51,7 +52,8 @@ class Case:
 
         names = self.kernel.arg_names
         constants = {n: v for n, v in variant.items() if n in names}
-        signature = {n: "constexpr" if n in constants else self.types.get(n, "i32") for n in names}
+        types = {**self.types, **variant.get("types", {})}
+        signature = {n: "constexpr" if n in constants else types.get(n, "i32") for n in names}
         attributes = {(names.index(n),): [["tt.divisibility", 16]] for n, t in signature.items() if t.startswith("*")}
         return ASTSource(self.kernel, signature, constexprs=constants, attrs=attributes)
 
@@ -67,13 +69,17 @@ def cases():
 
 
 def linear_case(kernel, dtype, blocks, options, aligned):
-    """With and without bias and relu; where rows are not aligned, contiguous, strided, and strided with huge steps."""
+    """With and without bias and relu; with float32 parameters, as under autocast; where rows are not aligned, contiguous,
+    strided, and strided with huge steps."""
     types = dict.fromkeys(("x", "grad", "out", "dx", "weight", "bias", "dweight", "dbias"), f"*{TYPES[dtype]}")
     fixed = {"WIDE": False, "UNIT": UNIT[dtype] if aligned else 1, "PRECISION": "tf32" if dtype == "tf32" else "ieee"}
     fixed |= {n: v for n, v in options.items() if "BLOCK" in n}
     dense = {"x_k": 1, "weight_k": 1, "grad_n": 1}
     flags = [{"HAS_BIAS": bias, "RELU": relu} for bias in (True, False) for relu in (True, False)]
     variants = [{**fixed, **dense, **f} for f in flags]
+    parameters = dict.fromkeys(("weight", "bias", "dweight", "dbias"), "*fp32")
+    if types["x"] != "*fp32":
+        variants.append({**variants[0], "types": parameters})
     if not aligned:
         variants += [{**fixed, **flags[0]}, {**fixed, **flags[0], "WIDE": True}]
     launch = {n: v for n, v in options.items() if "num_" in n}
@@ -112,15 +118,19 @@ def resource_usage(cubin):
     return {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text)}
 
 
-def row(number):
-    index, architecture = divmod(number, len(ARCHITECTURES))
-    return resources(list(cases())[index], ARCHITECTURES[architecture])
+def row(task):
+    index, architecture, quick = task
+    case = list(cases())[index]
+    if quick:
+        case.variants = case.variants[:1]
+    return resources(case, architecture)
 
 
-def rows():
-    """Of all cases, compiled in parallel: ptxas takes most of the time, and one kernel takes half a second."""
-    with multiprocessing.get_context("spawn").Pool() as pool:
-        return pool.map(row, range(len(list(cases())) * len(ARCHITECTURES)), chunksize=1)
+def rows(quick=False):
+    """Of all cases, in parallel: one kernel takes half a second, most of it ptxas."""
+    tasks = [(index, sm, quick) for index in range(len(list(cases()))) for sm in ARCHITECTURES]
+    with multiprocessing.get_context("spawn").Pool(min(len(os.sched_getaffinity(0)), 8)) as pool:
+        return pool.map(row, tasks, chunksize=1)
 
 
 def document(rows, version):
@@ -135,11 +145,12 @@ def document(rows, version):
 def main():
     parser = argparse.ArgumentParser(prog="python -m bench.triton_resources", description=__doc__.split("\n")[0])
     parser.add_argument("--json", action="store_true", help="print the rows as JSON and write nothing")
+    parser.add_argument("--quick", action="store_true", help="each case's first variant only: bias and relu")
     arguments = parser.parse_args()
     os.environ.pop("TRITON_INTERPRET", None)  # an interpreted kernel cannot be compiled
     import triton
 
-    found = rows()
+    found = rows(arguments.quick)
     if arguments.json:
         print(json.dumps(found))
     else:

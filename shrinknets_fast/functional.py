@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from .errors import ShrinkError
 from .ops.filter import filter
 from .ops.fold import fold
+from .ops.linear import linear
 
 __all__ = [
     "filter",

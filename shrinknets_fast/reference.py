@@ -58,3 +58,20 @@ def filter_backward(grad, x, theta, dim=1):
     product = grad.to(wide) * x.to(wide)
     dtheta = product.sum().reshape(1) if len(theta) == 1 else product.transpose(0, dim).unsqueeze(-1).flatten(1).sum(1)
     return dx, torch.where(theta <= 0, torch.zeros_like(dtheta), dtheta).to(theta.dtype)
+
+
+def linear(x, weight, bias, theta, relu=False):
+    wide = widest(x)
+    y = x.to(wide) @ weight.to(wide).t()
+    y = scaled(y if bias is None else y + bias.to(wide), theta, -1, wide)
+    return (torch.relu(y) if relu else y).to(x.dtype)
+
+
+def linear_backward(grad, x, weight, bias, theta, out=None):
+    wide = widest(x)
+    grad = grad.to(wide) if out is None else torch.where(out <= 0, torch.zeros((), dtype=wide), grad.to(wide))
+    alive = scaled(weight, theta, 0, wide)
+    dx = (torch.where(theta <= 0, torch.zeros((), dtype=wide), grad) @ alive).to(x.dtype)
+    rows = grad.reshape(x.shape[:-1].numel(), len(weight))
+    columns = x.to(wide).reshape(len(rows), x.shape[-1])
+    return dx, *fold_backward(rows.t() @ columns, None if bias is None else rows.sum(0), weight, bias, theta)

@@ -2,19 +2,29 @@
 
 import pytest
 import torch
+from conftest import INTERPRETED
 
 import shrinknets_fast as sn
 
 ops = torch.ops.shrinknets_fast
 W, B, T = torch.randn(6, 4, 3), torch.randn(6), torch.randn(6)
 X = torch.randn(3, 6, 5)
+Y, M, G = torch.randn(2, 3, 5), torch.randn(6, 5), torch.randn(2, 3, 6)  # linear: x, weight, grad
 
 CASES = {
     "fold": [(W, B, T), (W, None, T), (W, B, T, torch.bfloat16), (W.transpose(1, 2), B, T.double())],
     "fold_backward": [(W, B, W, B, T), (W, None, W, None, T), (W.bfloat16(), None, W, B, T)],
     "filter": [(X, T), (X.transpose(1, 2), T, 2), (X, torch.ones(1)), (X.bfloat16(), T)],
     "filter_backward": [(X, X, T), (X, X, torch.ones(1)), (X.transpose(1, 2), X.transpose(1, 2), T, -1)],
+    "linear": [(Y, M, B, T), (Y, M, None, T, True), (Y.bfloat16(), M, B, T), (Y[0], M, B, T)],
+    "linear_backward": [
+        (G, Y, M, B, T),
+        (G, Y, M, None, T, G),
+        (G, Y, M, B, T, None, False),
+        (G, Y, M, B, T, G, True, False),
+    ],
 }
+TRITON = {"linear", "linear_backward"}  # on the CPU only where Triton is interpreted
 
 
 def test_every_op_has_cases():
@@ -26,8 +36,14 @@ def test_every_op_has_cases():
     assert names == set(CASES)
 
 
+def skip_where_it_cannot_run(name, device):
+    if name in TRITON and device == "cpu" and not INTERPRETED:
+        pytest.skip("Triton kernels run on the GPU here")
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_opcheck(name, device):
+    skip_where_it_cannot_run(name, device)
     for args in CASES[name]:
         moved = [a.to(device) if isinstance(a, torch.Tensor) else a for a in args]
         torch.library.opcheck(getattr(ops, name).default, moved)
@@ -35,6 +51,7 @@ def test_opcheck(name, device):
 
 @pytest.mark.parametrize("name", CASES)
 def test_fakes_agree_on_strides_and_dtypes(name):
+    skip_where_it_cannot_run(name, "cpu")
     for args in CASES[name]:
         real = getattr(ops, name)(*args)
         meta = getattr(ops, name)(*[a.to("meta") if isinstance(a, torch.Tensor) else a for a in args])
@@ -42,7 +59,9 @@ def test_fakes_agree_on_strides_and_dtypes(name):
             assert (r.shape, r.stride(), r.dtype) == (m.shape, m.stride(), m.dtype)
 
 
-@pytest.mark.parametrize("call", [lambda t: ops.fold(W, B, t), lambda t: ops.filter(X, t)])
+@pytest.mark.parametrize(
+    "call", [lambda t: ops.fold(W, B, t), lambda t: ops.filter(X, t), lambda t: ops.linear(Y, M, B, t)]
+)
 def test_fakes_refuse_what_kernels_refuse(call):
     with (
         torch._subclasses.fake_tensor.FakeTensorMode(allow_non_fake_inputs=True),

@@ -12,6 +12,9 @@ bits do unless strides are WIDE, which halves the registers that offsets take.
 import triton
 import triton.language as tl
 
+# Triton would compile anew for multiples of 16; UNIT says all that is worth a kernel of its own, and shrinking changes sizes.
+SIZES = ["M", "N", "K", "x_m", "weight_n", "grad_m"]
+
 
 @triton.jit
 def tile_of(tiles_0, tiles_1):
@@ -37,7 +40,7 @@ def grid(rows, row_stride, columns, column_stride, WIDE: tl.constexpr):
     return rows[:, None] * row_stride + columns[None, :] * column_stride
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def linear_kernel(
     x,  # (M, K)
     weight,  # (N, K)
@@ -84,7 +87,7 @@ def linear_kernel(
     tl.store(out + grid(m, N, n, 1, WIDE), total.to(out.dtype.element_ty), mask=has_m[:, None] & has_n[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def linear_backward_input_kernel(
     grad,  # (M, N)
     out,  # (M, N), or anything where not RELU
@@ -117,10 +120,11 @@ def linear_backward_input_kernel(
     for start in range(0, N, BLOCK_N):
         scale = tl.load(theta + n, mask=n < N - start, other=0.0).to(tl.float32)
         alive = (scale > 0) | (scale != scale)  # a NaN is not dead
+        scale = tl.where(alive, scale, 0.0)  # of -inf too
         wanted = has_m[:, None] & alive[None, :]
         g = tl.load(grad + grid(m, grad_m, n, grad_n, WIDE), mask=wanted, other=0.0)
         if RELU:
-            g = tl.where(tl.load(out + grid(m, N, n, 1, WIDE), mask=wanted, other=0.0) <= 0, 0.0, g)
+            g = tl.where(tl.load(out + grid(m, N, n, 1, WIDE), mask=wanted, other=0.0).to(tl.float32) <= 0, 0.0, g)
         g = (g.to(tl.float32) * scale[None, :]).to(dx.dtype.element_ty)
         # Dead rows are not read, since 0 * NaN is NaN.
         w = tl.load(weight + grid(n, weight_n, k, weight_k, WIDE), mask=alive[:, None] & has_k[None, :], other=0.0)
@@ -132,7 +136,7 @@ def linear_backward_input_kernel(
     tl.store(dx + grid(m, K, k, 1, WIDE), total.to(dx.dtype.element_ty), mask=has_m[:, None] & has_k[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def linear_backward_weight_kernel(
     grad,  # (M, N)
     out,  # (M, N), or anything where not RELU
@@ -179,7 +183,7 @@ def linear_backward_weight_kernel(
         wanted = has_n[:, None] & has_m[None, :]
         g = tl.load(grad + grid(n, grad_n, m, grad_m, WIDE), mask=wanted, other=0.0)
         if RELU:
-            g = tl.where(tl.load(out + grid(n, 1, m, N, WIDE), mask=wanted, other=0.0) <= 0, 0.0, g)
+            g = tl.where(tl.load(out + grid(n, 1, m, N, WIDE), mask=wanted, other=0.0).to(tl.float32) <= 0, 0.0, g)
         if HAS_BIAS:
             if tile_k == 0:
                 g_sum += tl.sum(g.to(tl.float32), 1)

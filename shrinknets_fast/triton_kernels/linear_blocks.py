@@ -26,23 +26,23 @@ BLOCKS = {
     },
     ("linear_backward_input", "tf32"): {
         "small": (64, 32, 32, 4, 3),
-        "large": (128, 32, 64, 4, 3),
+        "large": (64, 32, 64, 4, 3),
         "unaligned": (64, 32, 32, 4, 3),
     },
     ("linear_backward_input", "ieee"): {
         "small": (32, 32, 32, 4, 2),
-        "large": (64, 16, 64, 4, 2),
+        "large": (64, 16, 64, 8, 2),
         "unaligned": (32, 32, 32, 4, 2),
     },
     ("linear_backward_weight", "half"): {
         "small": (64, 64, 32, 4, 3),
-        "large": (64, 128, 128, 8, 3),
+        "large": (64, 128, 64, 8, 3),
         "unaligned": (32, 64, 32, 4, 3),
     },
     ("linear_backward_weight", "tf32"): {
         "small": (32, 64, 32, 4, 3),
         "large": (32, 128, 64, 8, 3),
-        "unaligned": (32, 64, 32, 4, 3),
+        "unaligned": (32, 64, 32, 8, 3),
     },
     ("linear_backward_weight", "ieee"): {
         "small": (32, 32, 32, 4, 2),
@@ -58,7 +58,10 @@ ENOUGH_TILES = 100  # about one per multiprocessor (A100: 108, H100: 132): fewer
 def tiles_of(kernel, blocks, sizes):
     """How many programs cover an output of this kernel; ``sizes`` is (M, N, K)."""
     a, b = TILED[kernel]
-    return -(-sizes[a] // blocks[a]) * -(-sizes[b] // blocks[b])
+    last = -(-sizes[b] // blocks[b])
+    if kernel == "linear_backward_weight":
+        last = max(last, 1)  # dbias is wanted even where there are no columns
+    return -(-sizes[a] // blocks[a]) * last
 
 
 def blocks_for(kernel, products, sizes, aligned):
