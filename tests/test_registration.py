@@ -16,6 +16,7 @@ CASES = {
     "fold_backward": [(W, B, W, B, T), (W, None, W, None, T), (W.bfloat16(), None, W, B, T)],
     "filter": [(X, T), (X.transpose(1, 2), T, 2), (X, torch.ones(1)), (X.bfloat16(), T)],
     "filter_backward": [(X, X, T), (X, X, torch.ones(1)), (X.transpose(1, 2), X.transpose(1, 2), T, -1)],
+    "alive_product": [(G * (B > 0), M, B), (G[0], M, B.abs())],
     "linear": [(Y, M, B, T), (Y, M, None, T, True), (Y.bfloat16(), M, B, T), (Y[0], M, B, T)],
     "linear_backward": [
         (G, Y, M, B, T),

@@ -101,13 +101,10 @@ def misfit(name, tensor, weight):
 
 class Linear(torch.autograd.Function):
     @staticmethod
-    def forward(x, weight, bias, theta, relu):
-        return _linear(x, weight, bias, theta, relu)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        x, weight, bias, theta, relu = inputs
-        ctx.save_for_backward(x, weight, bias, theta, output if relu else None)
+    def forward(ctx, x, weight, bias, theta, relu):  # with setup_context, every call binds a signature: 10 us
+        out = _linear(x, weight, bias, theta, relu)
+        ctx.save_for_backward(x, weight, bias, theta, out if relu else None)
+        return out
 
     @staticmethod
     @once_differentiable
