@@ -16,12 +16,18 @@ def parser():
     commands = top.add_subparsers(dest="command", required=True, metavar="{train,info}")
     train = commands.add_parser("train", description=DESCRIPTION, epilog=EPILOG, help="train a network that shrinks")
     add_arguments(train)
-    commands.add_parser("info", help="print versions, devices and how this installation was built")
+    about = commands.add_parser("info", help="print versions, devices and how this installation was built")
+    about.add_argument("--dispatch", action="store_true", help="print which path a layer takes for which shape instead")
     return top
 
 
 def info(arguments):
     """Everything a bug report needs."""
+    if arguments.dispatch:
+        from .dispatch import table
+
+        print(table())
+        return 0
     from ._build_info import build_info
 
     for name, value in versions().items():

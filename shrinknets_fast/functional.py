@@ -8,9 +8,13 @@ the fold also does the cast that the plain layer would have needed.
 import torch
 import torch.nn.functional as F
 
+from . import reference
+from .dispatch import linear_path
 from .errors import ShrinkError
+from .ops.epilogue import epilogue
 from .ops.filter import filter
 from .ops.fold import fold
+from .ops.linear import linear
 
 __all__ = [
     "filter",
@@ -37,20 +41,34 @@ def fold_layer(weight, bias, theta):
 
 def activate(output, activation):
     """Apply ``activation``: None or "relu" (any positively homogeneous one commutes with the filter; these two have names)."""
-    if activation is None:
-        return output
-    if activation == "relu":
-        return F.relu(output)
+    return F.relu(output) if is_relu(activation) else output
+
+
+def is_relu(activation):
+    if activation in (None, "relu"):
+        return activation is not None
     raise ShrinkError(f"activation is {activation!r}, expected None or 'relu'")
 
 
-def filtered_linear(input, weight, bias, theta, *, activation=None):
+def filtered_linear(input, weight, bias, theta, *, activation=None, path=None):
     """``act((input @ weight.T + bias) * max(0, theta))``.
 
     input: (*, in), weight: (out, in), bias: (out,) or None, theta: (out,). Returns (*, out).
+    path: None lets dispatch.py choose; or "fold", "epilogue", "triton" or "reference".
     """
-    weight, bias = fold_layer(weight, bias, theta)
-    return activate(F.linear(input, weight, bias), activation)
+    dtype = compute_dtype(weight)
+    path = linear_path(input.shape[:-1].numel(), *weight.shape[::-1], dtype or input.dtype, input.device.type, path)
+    if path == "fold":
+        weight, bias = fold(weight, bias, theta, dtype)
+        return activate(F.linear(input, weight, bias), activation)
+    relu = is_relu(activation)
+    input = input.to(dtype or input.dtype)
+    if path == "triton":
+        return linear(input, weight, bias, theta, relu)
+    if path == "reference":
+        return reference.linear(input, weight, bias, theta, relu)
+    weight, bias = weight.to(input.dtype), None if bias is None else bias.to(input.dtype)
+    return epilogue(input, weight, bias, theta, relu)
 
 
 def _filtered_conv(conv, input, weight, bias, theta, activation, **options):

@@ -118,9 +118,13 @@ class Filter(FilterBase, nn.Module):
 
 
 class FilteredLinear(FilterBase, nn.Linear):
-    """``act((x W^T + b) * max(0, theta))``: (*, in) to (*, out), as ``nn.Linear``. activation: None or "relu"."""
+    """``act((x W^T + b) * max(0, theta))``: (*, in) to (*, out), as ``nn.Linear``. activation: None or "relu".
+
+    path: an attribute; None lets dispatch.py choose how to compute, a name overrules it.
+    """
 
     plain = nn.Linear
+    path = None
 
     def __init__(
         self,
@@ -139,7 +143,9 @@ class FilteredLinear(FilterBase, nn.Linear):
         self.attach_theta(out_features, init, theta, device=device, dtype=dtype)
 
     def forward(self, input):
-        return functional.filtered_linear(input, self.weight, self.bias, self.theta, activation=self.activation)
+        return functional.filtered_linear(
+            input, self.weight, self.bias, self.theta, activation=self.activation, path=self.path
+        )
 
 
 class _FilteredConv(FilterBase):

@@ -25,7 +25,7 @@ def widest(*tensors):
 def scaled(x, theta, dim, wide):
     """``x * max(0, theta)`` by selection: exact zeros where theta is dead, whatever x holds."""
     theta = along(theta.to(wide), x.dim(), dim)
-    return torch.where(theta <= 0, torch.zeros((), dtype=wide, device=x.device), x.to(wide) * theta)
+    return torch.where(theta <= 0, 0.0, x.to(wide)) * scale(theta)  # before the product, for autograd: 0 * NaN is NaN
 
 
 def fold(weight, bias, theta, dtype=None):
@@ -78,3 +78,20 @@ def aliveness(thetas, group):
 
 def bury(theta, state):
     return [torch.where(theta <= 0, torch.zeros_like(t), t) for t in (theta, *state)]
+
+
+def linear(x, weight, bias, theta, relu=False):
+    wide = widest(x)
+    y = x.to(wide) @ torch.where(theta[:, None] <= 0, 0.0, weight.to(wide)).t()
+    y = scaled(y if bias is None else y + bias.to(wide), theta, -1, wide)
+    return (torch.relu(y) if relu else y).to(x.dtype)
+
+
+def linear_backward(grad, x, weight, bias, theta, out=None):
+    wide = widest(x)
+    grad = grad.to(wide) if out is None else torch.where(out <= 0, 0.0, grad.to(wide))
+    alive = scaled(weight, theta, 0, wide)
+    dx = (torch.where(theta <= 0, 0.0, grad) @ alive).to(x.dtype)
+    rows = grad.reshape(x.shape[:-1].numel(), len(weight))
+    columns = x.to(wide).reshape(len(rows), x.shape[-1])
+    return dx, *fold_backward(rows.t() @ columns, None if bias is None else rows.sum(0), weight, bias, theta)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import INTERPRETED
 from torch.utils import _pytree as pytree
 
 import shrinknets_fast as sn
@@ -10,6 +11,7 @@ ops = torch.ops.shrinknets_fast
 W, B, T = torch.randn(6, 4, 3), torch.randn(6), torch.randn(6)
 X = torch.randn(3, 6, 5)
 KEPT = [torch.tensor([0, 2]), torch.tensor([0, 5, 2])]
+Y, M, G = torch.randn(2, 3, 5), torch.randn(6, 5), torch.randn(2, 3, 6)  # linear: x, weight, grad
 
 CASES = {
     "fold": [(W, B, T), (W, None, T), (W, B, T, torch.bfloat16), (W.transpose(1, 2), B, T.double())],
@@ -19,7 +21,16 @@ CASES = {
     "compact_": [([W.clone(), X.clone()], KEPT, [0, 0, 1], [0, 1, 1], [1, 0, 1])],
     "filter": [(X, T), (X.transpose(1, 2), T, 2), (X, torch.ones(1)), (X.bfloat16(), T)],
     "filter_backward": [(X, X, T), (X, X, torch.ones(1)), (X.transpose(1, 2), X.transpose(1, 2), T, -1)],
+    "alive_product": [(G * (B > 0), M, B), (G[0], M, B.abs())],
+    "linear": [(Y, M, B, T), (Y, M, None, T, True), (Y.bfloat16(), M, B, T), (Y[0], M, B, T)],
+    "linear_backward": [
+        (G, Y, M, B, T),
+        (G, Y, M, None, T, G),
+        (G, Y, M, B, T, None, False),
+        (G, Y, M, B, T, G, True, False),
+    ],
 }
+TRITON = {"linear", "linear_backward"}  # on the CPU only where Triton is interpreted
 
 
 def test_every_op_has_cases():
@@ -38,19 +49,37 @@ def moved(args, device, keep=()):
     )
 
 
+def skip_where_it_cannot_run(name, device):
+    if name in TRITON and device == "cpu" and not INTERPRETED:
+        pytest.skip("Triton kernels run on the GPU here")
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_opcheck(name, device):
+    skip_where_it_cannot_run(name, device)
     for args in CASES[name]:
         torch.library.opcheck(getattr(ops, name).default, moved(args, device, keep=KEPT))
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_fakes_agree_on_strides_and_dtypes(name):
+    skip_where_it_cannot_run(name, "cpu")
     for args in CASES[name]:
         real = getattr(ops, name)(*args)
         meta = getattr(ops, name)(*moved(args, "meta"))
         for r, m in zip(*([t] if isinstance(t, torch.Tensor) else t or () for t in (real, meta)), strict=True):
             assert (r.shape, r.stride(), r.dtype) == (m.shape, m.stride(), m.dtype)
+
+
+@pytest.mark.parametrize(
+    "call", [lambda t: ops.fold(W, B, t), lambda t: ops.filter(X, t), lambda t: ops.linear(Y, M, B, t)]
+)
+def test_fakes_refuse_what_kernels_refuse(call):
+    with (
+        torch._subclasses.fake_tensor.FakeTensorMode(allow_non_fake_inputs=True),
+        pytest.raises(RuntimeError, match="theta has shape"),
+    ):
+        call(torch.ones(4))
 
 
 def layers():

@@ -1,0 +1,66 @@
+"""Which path a filtered linear layer takes: one small table from (shape, dtype, device) to its name.
+
+fold: the filter is folded into the weight, the library multiplies. epilogue: the library multiplies, one pass scales the output.
+triton: one kernel does both. reference: plain torch operations, for comparison. A path given by hand, as an argument or in
+the environment variable SHRINKNETS_FAST_PATH, is taken where it can be; export always sees fold, which the collector knows.
+"""
+
+import os
+
+import torch
+
+from .errors import ShrinkError
+
+PATHS = ("fold", "epilogue", "triton", "reference")
+VARIABLE = "SHRINKNETS_FAST_PATH"
+FORCED = os.environ.get(VARIABLE) or None
+TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+# Below this many multiplications a GPU waits for the host: the path with the fewest launches wins. A guess: no GPU was at hand.
+LAUNCH_BOUND = 2**28
+
+RULES = (  # (device, words, test of (rows, columns, features, dtype), path); the first that fits
+    (
+        "cuda",
+        f"at most {LAUNCH_BOUND:,} products",
+        lambda r, c, f, d: d in TRITON_DTYPES and r * c * f <= LAUNCH_BOUND,
+        "triton",
+    ),
+    ("cuda", "else", lambda r, c, f, d: True, "fold"),
+    # fold passes 5 times over features x columns weights, epilogue 5 times over rows x features outputs
+    ("cpu", "rows < columns", lambda r, c, f, d: r < c, "epilogue"),
+    ("cpu", "else", lambda r, c, f, d: True, "fold"),
+)
+
+
+def checked(path, source):
+    if path not in PATHS:
+        raise ShrinkError(f"{source} is {path!r}, expected one of {', '.join(PATHS)}")
+    return path
+
+
+def linear_path(rows, columns, features, dtype, device, path=None):
+    """The name of the path for x (rows, columns) and weight (features, columns) in the dtype that they multiply in."""
+    if path is not None:
+        checked(path, "filtered_linear: path")
+    elif FORCED is not None:
+        path = checked(FORCED, VARIABLE)
+    if torch.compiler.is_exporting():
+        return "fold"
+    if path is not None:
+        return path
+    for where, _, fits, name in RULES:
+        if where == device and fits(rows, columns, features, dtype):
+            return name
+    return "fold"
+
+
+def table():
+    """The rules as text."""
+    lines = [f"{'op':<8} {'device':<8} {'path':<10} where"]
+    lines += [f"{'linear':<8} {where:<8} {path:<10} {words}" for where, words, _, path in RULES]
+    lines.append(f"{'linear':<8} {'other':<8} {'fold':<10}")
+    lines.append(
+        f"override: path= or {VARIABLE} ({FORCED or 'not set'}), one of {', '.join(PATHS)}; torch.export: fold"
+    )
+    return "\n".join(lines)

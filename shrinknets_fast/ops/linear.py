@@ -1,0 +1,123 @@
+"""linear: the filtered linear layer in Triton, filter, bias and activation in the products' own launches.
+
+With ``s = max(0, theta)`` per feature::
+
+    out = act((x weight^T + bias) * s)        act: the identity, or relu
+
+For the upstream gradient grad, with ``h = grad [out > 0]`` (h = grad without relu), ``G = h^T x`` and g the sum of h's rows::
+
+    dx = (h s) weight      dweight = s G      dbias = s g      dtheta[k] = [theta[k] > 0] (<G[k], weight[k]> + g[k] bias[k])
+
+h, h s and G are formed inside the kernels: no pass over anything of the output's size, and nothing is saved beyond x, the
+parameters and, with relu, the output. x: (*, in), weight: (out, in), both with any strides; bias: (out,) or None; theta: (out,).
+x, which names the dtype of products and output, and the parameters: float32, float16 or bfloat16, mixed as you like. Sums are
+float32, in an order that does not change from run to run. float32 multiplies in full, or in tf32 where torch is told to.
+CUDA; CPU tensors under ``TRITON_INTERPRET=1``. Source: ShrinkNets (Leclerc, Fernandez, Madden), equation 1.
+"""
+
+import torch
+from torch.autograd.function import once_differentiable
+
+LIBRARY = torch.library.Library("shrinknets_fast", "FRAGMENT")
+LIBRARY.define("linear(Tensor x, Tensor weight, Tensor? bias, Tensor theta, bool relu=False) -> Tensor")
+LIBRARY.define(  # out: the output where relu was applied; what is not wanted comes back empty
+    "linear_backward(Tensor grad, Tensor x, Tensor weight, Tensor? bias, Tensor theta, Tensor? out=None,"
+    " bool wants_input=True, bool wants_parameters=True) -> (Tensor, Tensor, Tensor, Tensor)"
+)
+_linear = torch.ops.shrinknets_fast.linear
+_linear_backward = torch.ops.shrinknets_fast.linear_backward
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+@torch.library.register_fake("shrinknets_fast::linear")
+def _(x, weight, bias, theta, relu=False):
+    check(x, weight, bias, theta)
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
+
+
+@torch.library.register_fake("shrinknets_fast::linear_backward")
+def _(grad, x, weight, bias, theta, out=None, wants_input=True, wants_parameters=True):
+    return gradients_of(x, weight, bias, theta, wants_input, wants_parameters)
+
+
+@torch.library.impl(LIBRARY, "linear", "CUDA")
+@torch.library.impl(LIBRARY, "linear", "CPU")
+def _(x, weight, bias, theta, relu=False):
+    from ..triton_kernels.launch import linear  # Triton is only needed here
+
+    check(x, weight, bias, theta)
+    out = x.new_empty(*x.shape[:-1], weight.shape[0])
+    linear(x, weight, bias, theta, out, relu)
+    return out
+
+
+@torch.library.impl(LIBRARY, "linear_backward", "CUDA")
+@torch.library.impl(LIBRARY, "linear_backward", "CPU")
+def _(grad, x, weight, bias, theta, out=None, wants_input=True, wants_parameters=True):
+    from ..triton_kernels.launch import linear_backward
+
+    check(x, weight, bias, theta)
+    for name, tensor in (("grad", grad), ("out", out)):
+        if tensor is not None:
+            torch._check(tensor.shape == (*x.shape[:-1], weight.shape[0]), lambda: misfit(name, tensor, weight))  # noqa: B023
+    gradients = gradients_of(x, weight, bias, theta, wants_input, wants_parameters)
+    return linear_backward(grad, x, weight, bias, theta, out, gradients, wants_input, wants_parameters)
+
+
+def gradients_of(x, weight, bias, theta, wants_input, wants_parameters):
+    """Contiguous memory for the four gradients, empty where one is not wanted."""
+    features, columns = weight.shape if wants_parameters else (0, 0)
+    return (
+        x.new_empty(x.shape if wants_input else 0),
+        weight.new_empty(features, columns),
+        weight.new_empty(0) if bias is None else bias.new_empty(features),
+        theta.new_empty(features),
+    )
+
+
+def check(x, weight, bias, theta):
+    """One line for what does not fit, with the argument and its value."""
+    torch._check(weight.dim() == 2, lambda: f"linear: weight has shape {tuple(weight.shape)}, expected (out, in)")
+    torch._check(x.dim() >= 1 and x.shape[-1] == weight.shape[1], lambda: misfit("x", x, weight))
+    torch._check(theta.dim() == 1 and theta.shape[0] == weight.shape[0], lambda: misfit("theta", theta, weight))
+    torch._check(bias is None or bias.shape == theta.shape, lambda: misfit("bias", bias, weight))
+    for name, tensor in (("x", x), ("weight", weight), ("bias", bias), ("theta", theta)):
+        if tensor is not None:
+            torch._check(tensor.dtype in DTYPES, lambda: f"linear: {name} has dtype {tensor.dtype}, expected {WORDS}")  # noqa: B023
+            torch._check(
+                tensor.device == x.device,
+                lambda: f"linear: {name} is on {tensor.device}, expected {x.device} as x",  # noqa: B023
+            )
+
+
+WORDS = "float32, float16 or bfloat16"
+
+
+def misfit(name, tensor, weight):
+    expected = {"x": "(*, in)", "grad": "(*, out)", "out": "(*, out)"}.get(name, "(out,)")
+    shapes = f"{tuple(tensor.shape)}, expected {expected} to match weight (out, in) = {tuple(weight.shape)}"
+    return f"linear: {name} has shape {shapes}"
+
+
+class Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias, theta, relu):  # with setup_context, every call binds a signature: 10 us
+        out = _linear(x, weight, bias, theta, relu)
+        ctx.save_for_backward(x, weight, bias, theta, out if relu else None)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, weight, bias, theta, out = ctx.saved_tensors
+        wants_input, *rest = ctx.needs_input_grad[:4]
+        wants_parameters = any(rest)
+        dx, dweight, dbias, dtheta = _linear_backward(grad, x, weight, bias, theta, out, wants_input, wants_parameters)
+        if not wants_parameters:
+            return dx, None, None, None, None
+        return dx if wants_input else None, dweight, None if bias is None else dbias, dtheta, None
+
+
+def linear(x, weight, bias, theta, relu=False):
+    """``act((x weight^T + bias) * max(0, theta))``; see the module's docstring. Differentiable once."""
+    return Linear.apply(x, weight, bias, theta, relu)
