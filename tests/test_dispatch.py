@@ -47,12 +47,14 @@ def test_no_path_is_worse_than_unfused(path, activation, dtype):
     layer = layer_of(path, dtype=dtype, activation=activation)
     wide = layer_of(path, dtype=torch.float64, activation=activation)
     wide.load_state_dict(layer.state_dict())
-    x, grad = torch.randn(40, 24, device=on(path), dtype=dtype), torch.randn(40, 16, device=on(path), dtype=dtype)
-    got = step(layer, layer, x, grad)
-    theirs = step(lambda x: unfused(layer, x), layer, x, grad)
-    exact = step(lambda x: unfused(wide, x), wide, x.double(), grad.double())
-    for a, b, c in zip(got, theirs, exact, strict=True):
-        assert_no_worse([a], [b], [c])
+    got, theirs, exact = [], [], []
+    for _ in range(8):
+        x, grad = torch.randn(40, 24, device=on(path), dtype=dtype), torch.randn(40, 16, device=on(path), dtype=dtype)
+        got.append(step(layer, layer, x, grad))
+        theirs.append(step(lambda x: unfused(layer, x), layer, x, grad))
+        exact.append(step(lambda x: unfused(wide, x), wide, x.double(), grad.double()))
+    for results in zip(zip(*got, strict=True), zip(*theirs, strict=True), zip(*exact, strict=True), strict=True):
+        assert_no_worse(*results)
 
 
 @pytest.mark.parametrize("path", PATHS)
