@@ -6,6 +6,7 @@ the environment variable SHRINKNETS_FAST_PATH, is taken where it can be; export 
 """
 
 import os
+from typing import NamedTuple
 
 import torch
 
@@ -19,17 +20,33 @@ TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # Below this many multiplications a GPU waits for the host: the path with the fewest launches wins. A guess: no GPU was at hand.
 LAUNCH_BOUND = 2**28
 
-RULES = (  # (device, words, test of (rows, columns, features, dtype), path); the first that fits
-    (
-        "cuda",
-        f"at most {LAUNCH_BOUND:,} products",
-        lambda r, c, f, d: d in TRITON_DTYPES and r * c * f <= LAUNCH_BOUND,
-        "triton",
-    ),
-    ("cuda", "else", lambda r, c, f, d: True, "fold"),
+
+class Layer(NamedTuple):
+    """What the rules look at: x is (rows, columns), weight (features, columns), dtype what they multiply in.
+
+    flips: relu behind half weights. Folding rounds such a weight again, so signs near zero flip and gradients are off by 6 times
+    the unfused composition's error (seen with bfloat16); under autocast the one cast rounds either way.
+    """
+
+    rows: int
+    columns: int
+    features: int
+    dtype: torch.dtype
+    flips: bool = False
+
+    @property
+    def small(self):
+        return self.dtype in TRITON_DTYPES and self.rows * self.columns * self.features <= LAUNCH_BOUND
+
+
+RULES = (  # (device, words, test, path); the first that fits
+    ("cuda", f"at most {LAUNCH_BOUND:,} products", lambda layer: layer.small, "triton"),
+    ("cuda", "relu and half weights", lambda layer: layer.flips, "triton"),
+    ("cuda", "else", lambda layer: True, "fold"),
     # fold passes 5 times over features x columns weights, epilogue 5 times over rows x features outputs
-    ("cpu", "rows < columns", lambda r, c, f, d: r < c, "epilogue"),
-    ("cpu", "else", lambda r, c, f, d: True, "fold"),
+    ("cpu", "rows < columns", lambda layer: layer.rows < layer.columns, "epilogue"),
+    ("cpu", "relu and half weights", lambda layer: layer.flips, "epilogue"),
+    ("cpu", "else", lambda layer: True, "fold"),
 )
 
 
@@ -39,8 +56,8 @@ def checked(path, source):
     return path
 
 
-def linear_path(rows, columns, features, dtype, device, path=None):
-    """The name of the path for x (rows, columns) and weight (features, columns) in the dtype that they multiply in."""
+def linear_path(device, layer, path=None):
+    """The name of the path that a :class:`Layer` takes on a device ("cpu", "cuda", ...)."""
     if path is not None:
         checked(path, "filtered_linear: path")
     elif FORCED is not None:
@@ -49,10 +66,7 @@ def linear_path(rows, columns, features, dtype, device, path=None):
         return "fold"
     if path is not None:
         return path
-    for where, _, fits, name in RULES:
-        if where == device and fits(rows, columns, features, dtype):
-            return name
-    return "fold"
+    return next((name for where, _, fits, name in RULES if where == device and fits(layer)), "fold")
 
 
 def table():

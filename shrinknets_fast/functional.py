@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from . import reference
-from .dispatch import linear_path
+from .dispatch import Layer, linear_path
 from .errors import ShrinkError
 from .ops.epilogue import epilogue
 from .ops.filter import filter
@@ -56,13 +56,14 @@ def filtered_linear(input, weight, bias, theta, *, activation=None, path=None):
     input: (*, in), weight: (out, in), bias: (out,) or None, theta: (out,). Returns (*, out).
     path: None lets dispatch.py choose; or "fold", "epilogue", "triton" or "reference".
     """
-    dtype = compute_dtype(weight)
-    path = linear_path(input.shape[:-1].numel(), *weight.shape[::-1], dtype or input.dtype, input.device.type, path)
+    dtype, relu = compute_dtype(weight), is_relu(activation)
+    flips = relu and weight.dtype.itemsize == 2
+    layer = Layer(input.shape[:-1].numel(), *weight.shape[::-1], dtype or input.dtype, flips)
+    path = linear_path(input.device.type, layer, path)
     if path == "fold":
         weight, bias = fold(weight, bias, theta, dtype)
         return activate(F.linear(input, weight, bias), activation)
-    relu = is_relu(activation)
-    input = input.to(dtype or input.dtype)
+    input = input.to(layer.dtype)
     if path == "triton":
         return linear(input, weight, bias, theta, relu)
     if path == "reference":

@@ -13,7 +13,7 @@ torch.utils.deterministic.fill_uninitialized_memory = True
 INTERPRETED = not torch.cuda.is_available()
 if INTERPRETED:
     os.environ["TRITON_INTERPRET"] = "1"
-    interpreter.mend_bfloat16()
+    interpreter.mend()
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 

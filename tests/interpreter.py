@@ -1,6 +1,14 @@
-"""Triton's interpreter (seen with 3.6 and 3.9) multiplies the bit patterns of bfloat16, and rounds to it towards zero."""
+"""What Triton's interpreter gets wrong, mended for the tests.
+
+It multiplies the bit patterns of bfloat16 and rounds to it towards zero (3.6 and 3.9), and its ranges fail with numpy 2.4 (3.6).
+"""
 
 import torch
+
+
+def mend():
+    mend_bfloat16()
+    mend_ranges()
 
 
 def mend_bfloat16():
@@ -27,3 +35,18 @@ def mend_bfloat16():
         return TensorHandle(bits, dst_type.scalar)
 
     InterpreterBuilder.create_dot, InterpreterBuilder.cast_impl = create_dot, cast_impl
+
+
+def mend_ranges():
+    """A number is an array with one entry, which int() of numpy 2.4 refuses."""
+    try:
+        from triton.runtime import interpreter
+    except ImportError:
+        return
+    patch = interpreter._patch_lang_tensor
+
+    def patch_lang_tensor(tensor, *scope):
+        patch(tensor, *scope)
+        tensor.__index__ = lambda self: self.handle.data.item()
+
+    interpreter._patch_lang_tensor = patch_lang_tensor

@@ -42,15 +42,19 @@ def step(call, layer, x, grad):
 @pytest.mark.parametrize("activation", [None, "relu"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_no_path_is_worse_than_unfused(path, activation, dtype):
+    if path == "fold" and activation and dtype == torch.bfloat16:
+        pytest.skip("signs flip: test_relu_behind_half_weights_is_never_folded")
     layer = layer_of(path, dtype=dtype, activation=activation)
     wide = layer_of(path, dtype=torch.float64, activation=activation)
     wide.load_state_dict(layer.state_dict())
-    x, grad = torch.randn(40, 24, device=on(path), dtype=dtype), torch.randn(40, 16, device=on(path), dtype=dtype)
-    got = step(layer, layer, x, grad)
-    theirs = step(lambda x: unfused(layer, x), layer, x, grad)
-    exact = step(lambda x: unfused(wide, x), wide, x.double(), grad.double())
-    for a, b, c in zip(got, theirs, exact, strict=True):
-        assert_no_worse([a], [b], [c])
+    got, theirs, exact = [], [], []
+    for _ in range(8):
+        x, grad = torch.randn(40, 24, device=on(path), dtype=dtype), torch.randn(40, 16, device=on(path), dtype=dtype)
+        got.append(step(layer, layer, x, grad))
+        theirs.append(step(lambda x: unfused(layer, x), layer, x, grad))
+        exact.append(step(lambda x: unfused(wide, x), wide, x.double(), grad.double()))
+    for results in zip(zip(*got, strict=True), zip(*theirs, strict=True), zip(*exact, strict=True), strict=True):
+        assert_no_worse(*results)
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -153,7 +157,7 @@ def test_the_collector_collects_whatever_the_path(path, monkeypatch):
 
 
 def test_the_argument_beats_the_variable_which_beats_the_table(monkeypatch):
-    sizes = (4096, 64, 10, torch.float32, "cpu")
+    sizes = ("cpu", dispatch.Layer(4096, 64, 10, torch.float32))
     assert dispatch.linear_path(*sizes) == "fold"
     monkeypatch.setattr(dispatch, "FORCED", "epilogue")
     assert dispatch.linear_path(*sizes) == "epilogue"
@@ -173,16 +177,30 @@ def test_bad_names_are_one_line(monkeypatch):
 
 def test_weights_or_outputs_decide_on_the_cpu():
     def path(rows, columns, features):
-        return dispatch.linear_path(rows, columns, features, torch.float32, "cpu")
+        return dispatch.linear_path("cpu", dispatch.Layer(rows, columns, features, torch.float32))
 
     assert path(256, 784, 10_000) == path(1, 784, 10_000) == path(32, 4096, 4096) == "epilogue"
     assert path(8192, 1024, 1024) == path(4096, 64, 10) == "fold"
 
 
+def test_relu_behind_half_weights_is_never_folded():
+    """Folding would round the weights again and flip signs, unlike under autocast, where they are rounded once."""
+    for device, path in (("cpu", "epilogue"), ("cuda", "triton")):
+        large = dispatch.Layer(8192, 4096, 4096, torch.bfloat16, flips=True)
+        assert dispatch.linear_path(device, large) == path
+        assert dispatch.linear_path(device, large._replace(flips=False)) == "fold"
+    layer = layer_of(None, dtype=torch.bfloat16, activation="relu")
+    x = torch.randn(100, 24, dtype=torch.bfloat16)
+    assert type(layer(x).grad_fn).__name__ == "EpilogueBackward"
+    layer.activation = None
+    assert type(layer(x).grad_fn).__name__ != "EpilogueBackward"
+
+
 def test_float64_and_devices_without_a_rule_take_the_fold():
-    assert dispatch.linear_path(1, 2, 3, torch.float64, "cuda") == "fold"
-    assert dispatch.linear_path(1, 2, 3, torch.float32, "cuda") == "triton"
-    assert dispatch.linear_path(1, 2, 3, torch.float32, "mps") == "fold"
+    layer = dispatch.Layer(1, 2, 3, torch.float32)
+    assert dispatch.linear_path("cuda", layer) == "triton"
+    assert dispatch.linear_path("cuda", layer._replace(dtype=torch.float64)) == "fold"
+    assert dispatch.linear_path("mps", layer) == "fold"
 
 
 def test_info_prints_the_table(capsys):

@@ -27,7 +27,7 @@ BLOCKS = {
     ("linear_backward_input", "tf32"): {
         "small": (64, 32, 32, 4, 3),
         "large": (64, 32, 64, 4, 3),
-        "unaligned": (64, 32, 32, 4, 3),
+        "unaligned": (64, 32, 32, 8, 3),
     },
     ("linear_backward_input", "ieee"): {
         "small": (32, 32, 32, 4, 2),
