@@ -88,7 +88,7 @@ def conv_backward_input_kernel(
         n = (group * features + n).to(tl.int64)
         scale = tl.load(theta + n, mask=inside, other=0.0).to(tl.float32)
         alive = inside & ((scale > 0) | (scale != scale))  # a NaN is not dead
-        wanted = reached(d, h, w, jd, jh, jw, out_size, DIMS, FLAT) & exists[:, None] & alive[None, :]
+        wanted = reached(d, h, w, jd, jh, jw, out_size, DIMS, FLAT) & exists[:, None] & inside[None, :]
         moved = (tl.cast(jd, tl.int64) * out_size[1] + jh) * out_size[2] + jw
         g = tl.load(
             grad_rows[:, None] + (n * grad_strides[1] + moved * grad_strides[2])[None, :], mask=wanted, other=0.0
@@ -101,7 +101,8 @@ def conv_backward_input_kernel(
         # Dead features' weights are not read, since 0 * NaN is NaN.
         weight_terms = n * weight_strides[0] + offset(kd, kh, kw, weight_strides)
         b = tl.load(weight_terms[:, None] + weight_rows[None, :], mask=alive[:, None] & known[None, :], other=0.0)
-        g = (g.to(tl.float32) * scale[None, :]).to(dx.dtype.element_ty)
+        # Selected after the load, since a mask that differs along a row would make 2-byte loads of 16-byte ones.
+        g = tl.where(alive[None, :], g.to(tl.float32) * scale[None, :], 0.0).to(dx.dtype.element_ty)
         total = tl.dot(g, b.to(g.dtype), total, input_precision=PRECISION)
     d, h, w = qd * STRIDE[0] + rd, qh * STRIDE[1] + rh, qw * STRIDE[2] + rw
     exists = exists & (d < x_size[0]) & (h < x_size[1]) & (w < x_size[2])
