@@ -44,6 +44,8 @@ def conv_backward_input_kernel(
     COMMON: tl.constexpr,
     INVERSE: tl.constexpr,
     DIMS: tl.constexpr,
+    WIDE: tl.constexpr,
+    UNIT: tl.constexpr,
     RELU: tl.constexpr,
     PRECISION: tl.constexpr,
     FLAT: tl.constexpr,
@@ -55,6 +57,8 @@ def conv_backward_input_kernel(
 
     A program takes pixels of one residue modulo STRIDE, since these meet the same taps: no product is with a gap's zero.
     """
+    INDEX: tl.constexpr = tl.int64 if WIDE else tl.int32
+    channels, features = channels * UNIT, features * UNIT
     tiles_k = tl.cdiv(channels, BLOCK_K)
     c = indices(tl.program_id(0) % tiles_k, BLOCK_K)
     group = tl.program_id(0) // tiles_k % groups
@@ -65,15 +69,15 @@ def conv_backward_input_kernel(
     first_h, count_h, at_h = residue_taps(rh, KERNEL[1], STRIDE[1], PADDING[1], DILATION[1], COMMON[1], INVERSE[1])
     first_w, count_w, at_w = residue_taps(rw, KERNEL[2], STRIDE[2], PADDING[2], DILATION[2], COMMON[2], INVERSE[2])
     coarse = (tl.cdiv(x_size[0], STRIDE[0]), tl.cdiv(x_size[1], STRIDE[1]), tl.cdiv(x_size[2], STRIDE[2]))
-    image, pixel = split_rows(tile.to(tl.int64) * BLOCK_M, coarse, BLOCK_M)
+    image, pixel = split_rows(tile.to(tl.int64) * BLOCK_M, coarse, BLOCK_M, INDEX)
     qd, qh, qw = coordinates(pixel, coarse, DIMS)
     exists = image < batch
     d, h, w = qd + at_d, qh + at_h, qw + at_w
-    origin = (tl.cast(d, tl.int64) * out_size[1] + h) * out_size[2] + w
-    grad_rows = grad + image * grad_strides[0] + origin * grad_strides[2]
-    out_rows = out + image * out_strides[0] + origin * out_strides[2]
+    origin = (tl.cast(d, INDEX) * out_size[1] + h) * out_size[2] + w
+    grad_rows = (image * grad_strides[0] + origin * grad_strides[2]) * UNIT
+    out_rows = (image * out_strides[0] + origin * out_strides[2]) * UNIT
     known = c < channels
-    weight_rows = weight + c.to(tl.int64) * weight_strides[1]
+    weight_rows = c.to(INDEX) * weight_strides[1]
     total = tl.zeros((BLOCK_M, BLOCK_K), tl.float32)
     taps = count_d * count_h * count_w
     for step in range(steps_of(features, taps, BLOCK_N, FLAT)):
@@ -85,28 +89,27 @@ def conv_backward_input_kernel(
         jd = jd * (-DILATION[0] // COMMON[0])
         jh = jh * (-DILATION[1] // COMMON[1])
         jw = jw * (-DILATION[2] // COMMON[2])
-        n = (group * features + n).to(tl.int64)
+        n = (group * features + n).to(INDEX)
         scale = tl.load(theta + n, mask=inside, other=0.0).to(tl.float32)
         alive = inside & ((scale > 0) | (scale != scale))  # a NaN is not dead
         wanted = reached(d, h, w, jd, jh, jw, out_size, DIMS, FLAT) & exists[:, None] & inside[None, :]
-        moved = (tl.cast(jd, tl.int64) * out_size[1] + jh) * out_size[2] + jw
-        g = tl.load(
-            grad_rows[:, None] + (n * grad_strides[1] + moved * grad_strides[2])[None, :], mask=wanted, other=0.0
-        )
+        moved = (tl.cast(jd, INDEX) * out_size[1] + jh) * out_size[2] + jw
+        at = grad_rows[:, None] + (n * grad_strides[1] + moved * grad_strides[2] * UNIT)[None, :]
+        g = tl.load(grad + at, mask=wanted, other=0.0)
         if RELU:
-            o = tl.load(
-                out_rows[:, None] + (n * out_strides[1] + moved * out_strides[2])[None, :], mask=wanted, other=0.0
-            )
+            at = out_rows[:, None] + (n * out_strides[1] + moved * out_strides[2] * UNIT)[None, :]
+            o = tl.load(out + at, mask=wanted, other=0.0)
             g = tl.where(o <= 0, 0.0, g)
         # Dead features' weights are not read, since 0 * NaN is NaN.
-        weight_terms = n * weight_strides[0] + offset(kd, kh, kw, weight_strides)
-        b = tl.load(weight_terms[:, None] + weight_rows[None, :], mask=alive[:, None] & known[None, :], other=0.0)
+        weight_terms = (n * weight_strides[0] + offset(kd, kh, kw, weight_strides, INDEX)) * UNIT
+        at = weight_terms[:, None] + weight_rows[None, :]
+        b = tl.load(weight + at, mask=alive[:, None] & known[None, :], other=0.0)
         # Selected after the load, since a mask that differs along a row would make 2-byte loads of 16-byte ones.
         g = tl.where(alive[None, :], g.to(tl.float32) * scale[None, :], 0.0).to(dx.dtype.element_ty)
         total = tl.dot(g, b.to(g.dtype), total, input_precision=PRECISION)
     d, h, w = qd * STRIDE[0] + rd, qh * STRIDE[1] + rh, qw * STRIDE[2] + rw
     exists = exists & (d < x_size[0]) & (h < x_size[1]) & (w < x_size[2])
-    rows = dx + image * dx_strides[0] + offset(d, h, w, dx_strides)
-    columns = (group * channels + c).to(tl.int64) * dx_strides[1]
+    rows = (image * dx_strides[0] + offset(d, h, w, dx_strides, INDEX)) * UNIT
+    columns = (group * channels + c).to(INDEX) * dx_strides[1]
     stored = exists[:, None] & known[None, :]
-    tl.store(rows[:, None] + columns[None, :], total.to(dx.dtype.element_ty), mask=stored)
+    tl.store(dx + (rows[:, None] + columns[None, :]), total.to(dx.dtype.element_ty), mask=stored)

@@ -1,6 +1,7 @@
 """Index arithmetic that the convolution kernels share: three spatial dimensions always, of which the last DIMS are in use.
 
-Pixels are counted in 32 bits (the host sees to it that an image has few enough), batches and offsets in 64.
+Pixels are counted in 32 bits: the host sees to it that an image has few enough. Offsets are INDEX: 64 bits only where a tensor
+needs them (WIDE), since an element loaded on its own takes a register more for each (conv: 168 or 213).
 """
 
 import triton
@@ -13,11 +14,11 @@ def indices(tile, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def split_rows(first, sizes, BLOCK: tl.constexpr):
-    """The image of each of BLOCK rows from ``first`` on, in 64 bits, and its pixel in the image."""
+def split_rows(first, sizes, BLOCK: tl.constexpr, INDEX: tl.constexpr):
+    """The image of each of BLOCK rows from ``first`` on, and its pixel in the image."""
     image = sizes[0] * sizes[1] * sizes[2]
     row = (first % image).to(tl.int32) + tl.arange(0, BLOCK)
-    return first // image + row // image, row % image
+    return (first // image + row // image).to(INDEX), row % image
 
 
 @triton.jit
@@ -43,20 +44,22 @@ def term(step, channels, taps, BLOCK: tl.constexpr, FLAT: tl.constexpr):
     """
     if FLAT:
         index = indices(step, BLOCK)
-        return index // channels, index % channels, index < taps * channels
+        tap, channel, exists = index // channels, index % channels, index < taps * channels
     else:
         blocks = tl.cdiv(channels, BLOCK)
-        channel = indices(step % blocks, BLOCK)
-        return step // blocks, channel, channel < channels
+        tap, channel = step // blocks, indices(step % blocks, BLOCK)
+        exists = channel < channels
+    return tap, channel, exists
 
 
 @triton.jit
 def steps_of(channels, taps, BLOCK: tl.constexpr, FLAT: tl.constexpr):
     """How many steps ``term`` needs."""
     if FLAT:
-        return tl.cdiv(channels * taps, BLOCK)
+        steps = tl.cdiv(channels * taps, BLOCK)
     else:
-        return tl.cdiv(channels, BLOCK) * taps
+        steps = tl.cdiv(channels, BLOCK) * taps
+    return steps
 
 
 @triton.jit
@@ -86,6 +89,6 @@ def reached(d, h, w, moves_d, moves_h, moves_w, sizes, DIMS: tl.constexpr, FLAT:
 
 
 @triton.jit
-def offset(d, h, w, strides):
-    """In elements, in 64 bits; strides: (batch, channel, d, h, w)."""
-    return tl.cast(d, tl.int64) * strides[2] + tl.cast(h, tl.int64) * strides[3] + tl.cast(w, tl.int64) * strides[4]
+def offset(d, h, w, strides, INDEX: tl.constexpr):
+    """In strides' units; strides: (batch, channel, d, h, w)."""
+    return tl.cast(d, INDEX) * strides[2] + tl.cast(h, INDEX) * strides[3] + tl.cast(w, INDEX) * strides[4]
