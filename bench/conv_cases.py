@@ -8,7 +8,14 @@ UNIT = {"float32": 4, "tf32": 4, "float16": 8, "bfloat16": 8}
 OF_X = ("grad", "out", "x", "dx")
 PARAMETERS = ("weight", "bias", "dweight", "dbias")
 SUMS = ("theta", "dtheta", "sums", "bias_sums")
-STRIDES = {"x_strides": 5, "weight_strides": 5, "dx_strides": 5, "dweight_strides": 5, "grad_strides": 3, "out_strides": 3}
+STRIDES = {
+    "x_strides": 5,
+    "weight_strides": 5,
+    "dx_strides": 5,
+    "dweight_strides": 5,
+    "grad_strides": 3,
+    "out_strides": 3,
+}
 PLAIN, FLAT, BARE, WINDOW = {}, {"FLAT": True}, {"HAS_BIAS": False, "RELU": False}, {"KERNEL": (1, 1, 1), "DIMS": 1}
 DEEP = {"KERNEL": (3, 3, 3), "DIMS": 3}
 STRIDED = {"layout": "strided"}

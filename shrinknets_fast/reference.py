@@ -58,3 +58,25 @@ def filter_backward(grad, x, theta, dim=1):
     product = grad.to(wide) * x.to(wide)
     dtheta = product.sum().reshape(1) if len(theta) == 1 else product.transpose(0, dim).unsqueeze(-1).flatten(1).sum(1)
     return dx, torch.where(theta <= 0, torch.zeros_like(dtheta), dtheta).to(theta.dtype)
+
+
+def conv(x, weight, bias, theta, stride, padding, dilation, groups, relu=False):
+    wide = widest(x)
+    bias = None if bias is None else bias.to(wide)
+    y = torch.convolution(
+        x.to(wide), weight.to(wide), bias, stride, padding, dilation, False, [0] * len(stride), groups
+    )
+    y = scaled(y, theta, 1, wide)
+    return (torch.relu(y) if relu else y).to(x.dtype)
+
+
+def conv_backward(grad, x, weight, bias, theta, stride, padding, dilation, groups, out=None):
+    wide = widest(x)
+    grad = grad.to(wide) if out is None else torch.where(out <= 0, torch.zeros((), dtype=wide), grad.to(wide))
+    window = (None, stride, padding, dilation, False, [0] * len(stride), groups)
+    plain = torch.ops.aten.convolution_backward
+    alive = torch.where(along(theta <= 0, x.dim(), 1), torch.zeros((), dtype=wide), grad)
+    dx, *_ = plain(alive, x.to(wide), scaled(weight, theta, 0, wide), *window, [True, False, False])
+    _, dfolded, _ = plain(grad, x.to(wide), weight.to(wide), *window, [False, True, False])
+    sums = None if bias is None else grad.transpose(0, 1).flatten(1).sum(1)
+    return dx.to(x.dtype), *fold_backward(dfolded, sums, weight, bias, theta)

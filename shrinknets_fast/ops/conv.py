@@ -106,8 +106,7 @@ def _(
     if wants_parameters and grad.numel():
         conv_launch.conv_backward_weight(dweight, dbias, dtheta, grad, out, x, weight, bias, theta, options)
     elif wants_parameters:
-        for t in (dweight, dbias, dtheta):
-            t.zero_()
+        dweight, dbias, dtheta = (t.zero_() for t in (dweight, dbias, dtheta))
     return dx, dweight, dbias, dtheta
 
 
@@ -156,6 +155,7 @@ def check(x, weight, bias, theta, stride, padding, dilation, groups):
     dims = x.dim() - 2
     need(1 <= dims <= 3, "x has shape", tuple(x.shape), "3 to 5 dimensions")
     need(weight.dim() == x.dim(), "weight has shape", tuple(weight.shape), f"{x.dim()} dimensions as x")
+    need(weight.numel() > 0, "weight has shape", tuple(weight.shape), "at least one channel and one tap")
     for name, values, least in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):
         good = len(values) == dims and all(v >= least for v in values)
         need(good, f"{name} is", list(values), f"{dims} integers of at least {least}")

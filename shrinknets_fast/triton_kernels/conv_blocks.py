@@ -2,8 +2,7 @@
 
 # (kernel, how products are formed): sizes, each (BLOCK_M, BLOCK_N, BLOCK_K, warps, stages). "gathered" is for tensors that cannot
 # be read 16 bytes at a time: every element then takes a register of its own on its way, so larger tiles spill; "wide" is for
-# offsets of 64 bits, which take two. 64 along the
-# product's first dimension is the least that wgmma takes. Chosen by registers and shared memory, not measured.
+# offsets of 64 bits, which take two. 64 along the product's first dimension is the least that wgmma takes. Chosen by registers and shared memory.
 BLOCKS = {
     ("conv", "half"): {
         "small": (64, 32, 32, 4, 3),
@@ -33,13 +32,13 @@ BLOCKS = {
         "small": (64, 16, 32, 4, 3),
         "large": (64, 32, 64, 4, 3),
         "gathered": (32, 32, 32, 4, 2),
-        "wide": (32, 32, 32, 4, 2),
+        "wide": (32, 16, 32, 4, 2),
     },
     ("conv_backward_input", "ieee"): {
         "small": (32, 16, 32, 4, 2),
-        "large": (64, 16, 64, 4, 2),
+        "large": (64, 16, 64, 8, 2),
         "gathered": (32, 32, 32, 4, 2),
-        "wide": (32, 32, 32, 4, 2),
+        "wide": (32, 16, 32, 4, 2),
     },
     ("conv_backward_weight", "half"): {
         "small": (32, 64, 64, 4, 3),
@@ -56,7 +55,7 @@ BLOCKS = {
     ("conv_backward_weight", "ieee"): {
         "small": (16, 32, 32, 4, 2),
         "large": (16, 64, 64, 4, 2),
-        "gathered": (16, 32, 32, 4, 2),
+        "gathered": (32, 32, 16, 4, 2),
         "wide": (16, 32, 32, 4, 2),
     },
 }
