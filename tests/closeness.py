@@ -19,6 +19,19 @@ def assert_close(got, expected, dtype=None):
     assert float(error) <= tolerance * float(expected[finite].norm()), float(error / expected[finite].norm())
 
 
+def assert_no_worse(got, unfused, exact):
+    """The errors of ``got`` are at most 1.5 times those of ``unfused``: lists of tensors, pooled so that luck evens out.
+
+    Where the unfused composition is luckier than rounding the exact result would be, that rounding is what counts.
+    """
+    rounded = [e.to(g.dtype) for g, e in zip(got, exact, strict=True)]
+    ours, theirs, least = (
+        sum(float((t.double() - e).square().sum()) for t, e in zip(tensors, exact, strict=True)) ** 0.5
+        for tensors in (got, unfused, rounded)
+    )
+    assert ours <= 1.5 * max(theirs, least), (ours, theirs, least)
+
+
 def wide(*tensors):
     return [t.double() if isinstance(t, torch.Tensor) else t for t in tensors]
 

@@ -1,5 +1,6 @@
 import os
 
+import interpreter
 import pytest
 import torch
 
@@ -7,6 +8,12 @@ import torch
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 # What torch.empty gives is NaN, so that an output nobody wrote shows up.
 torch.utils.deterministic.fill_uninitialized_memory = True
+
+# Without a GPU the Triton kernels are interpreted. Triton reads this when it is first imported, which torch does not do.
+INTERPRETED = not torch.cuda.is_available()
+if INTERPRETED:
+    os.environ["TRITON_INTERPRET"] = "1"
+    interpreter.mend_bfloat16()
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
@@ -21,6 +28,14 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(params=DEVICES)
 def device(request):
+    return request.param
+
+
+@pytest.fixture(params=DEVICES)
+def kernel_device(request):
+    """Where Triton kernels run: interpreted on the CPU where there is no GPU, else on it."""
+    if request.param == "cpu" and not INTERPRETED:
+        pytest.skip("Triton kernels run on the GPU here")
     return request.param
 
 
