@@ -95,3 +95,25 @@ def linear_backward(grad, x, weight, bias, theta, out=None):
     rows = grad.reshape(x.shape[:-1].numel(), len(weight))
     columns = x.to(wide).reshape(len(rows), x.shape[-1])
     return dx, *fold_backward(rows.t() @ columns, None if bias is None else rows.sum(0), weight, bias, theta)
+
+
+def conv(x, weight, bias, theta, stride, padding, dilation, groups, relu=False):
+    wide = widest(x)
+    bias = None if bias is None else bias.to(wide)
+    y = torch.convolution(
+        x.to(wide), weight.to(wide), bias, stride, padding, dilation, False, [0] * len(stride), groups
+    )
+    y = scaled(y, theta, 1, wide)
+    return (torch.relu(y) if relu else y).to(x.dtype)
+
+
+def conv_backward(grad, x, weight, bias, theta, stride, padding, dilation, groups, out=None):
+    wide = widest(x)
+    grad = grad.to(wide) if out is None else torch.where(out <= 0, torch.zeros((), dtype=wide), grad.to(wide))
+    window = (None, stride, padding, dilation, False, [0] * len(stride), groups)
+    plain = torch.ops.aten.convolution_backward
+    alive = torch.where(along(theta <= 0, x.dim(), 1), torch.zeros((), dtype=wide), grad)
+    dx, *_ = plain(alive, x.to(wide), scaled(weight, theta, 0, wide), *window, [True, False, False])
+    _, dfolded, _ = plain(grad, x.to(wide), weight.to(wide), *window, [False, True, False])
+    sums = None if bias is None else grad.transpose(0, 1).flatten(1).sum(1)
+    return dx.to(x.dtype), *fold_backward(dfolded, sums, weight, bias, theta)
