@@ -11,7 +11,9 @@ def shrunk():
     model = conv_net()
     model(X)
     kill(model)
-    sn.GarbageCollector(model, X).collect()
+    gc = sn.GarbageCollector(model, X)
+    gc.collect()
+    gc.trim()
     return model.eval()
 
 
