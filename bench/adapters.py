@@ -1,5 +1,6 @@
 """The one place where the benchmarks touch what is not the package's public interface."""
 
+import copy
 import importlib
 import inspect
 
@@ -15,8 +16,19 @@ def optional(name):
 
 
 def paths(layer):
-    """{path: callable} for every path of the dispatch table that ``layer`` can take, besides the default one."""
-    return {}
+    """{path: callable} for every path of the dispatch table that ``layer`` can take; the callables share its parameters."""
+    dispatch = optional("dispatch")
+    if dispatch is None or not hasattr(layer, "path"):
+        return {}
+    fits_triton = layer.theta.is_cuda and layer.weight.dtype in dispatch.TRITON_DTYPES
+    names = [p for p in dispatch.PATHS if p != "reference" and (p != "triton" or fits_triton)]
+    return {name: on_path(layer, name) for name in names}
+
+
+def on_path(layer, name):
+    twin = copy.copy(layer)
+    twin.path = name
+    return twin
 
 
 def compact(tensors, dims, kept, fill):

@@ -1,10 +1,9 @@
-"""What bench.triton_resources compiles of the convolution: every kernel, dtype, choice of blocks and way to read tensors."""
+"""The convolution's part of triton_cases.py."""
 
 from dataclasses import dataclass
 
-TYPES = {"float32": "fp32", "tf32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
-PRODUCTS = {"float32": "ieee", "tf32": "tf32", "float16": "half", "bfloat16": "half"}
-UNIT = {"float32": 4, "tf32": 4, "float16": 8, "bfloat16": 8}
+from .triton_cases import PRODUCTS, TYPES, UNIT
+
 OF_X = ("grad", "out", "x", "dx")
 PARAMETERS = ("weight", "bias", "dweight", "dbias")
 SUMS = ("theta", "dtheta", "sums", "bias_sums")
@@ -31,7 +30,7 @@ VARIANTS = {
 
 @dataclass
 class ConvCase:
-    """As triton_resources.Case, for kernels that take tuples."""
+    """As triton_cases.Case, for kernels that take tuples."""
 
     kernel: object
     dtype: str

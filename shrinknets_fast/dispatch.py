@@ -1,4 +1,4 @@
-"""Which path a filtered linear layer takes: one small table from (shape, dtype, device) to its name.
+"""Which path a filtered linear layer or convolution takes: one small table from (shape, dtype, device) to its name.
 
 fold: the filter is folded into the weight, the library multiplies. epilogue: the library multiplies, one pass scales the output.
 triton: one kernel does both. reference: plain torch operations, for comparison. A path given by hand, as an argument or in
@@ -24,6 +24,7 @@ LAUNCH_BOUND = 2**28
 class Layer(NamedTuple):
     """What the rules look at: x is (rows, columns), weight (features, columns), dtype what they multiply in.
 
+    A convolution is this product for each pixel of its output, and each channel and tap of its window.
     flips: relu behind half weights. Folding rounds such a weight again, so signs near zero flip and gradients are off by 6 times
     the unfused composition's error (seen with bfloat16); under autocast the one cast rounds either way.
     """
@@ -39,14 +40,15 @@ class Layer(NamedTuple):
         return self.dtype in TRITON_DTYPES and self.rows * self.columns * self.features <= LAUNCH_BOUND
 
 
-RULES = (  # (device, words, test, path); the first that fits
-    ("cuda", f"at most {LAUNCH_BOUND:,} products", lambda layer: layer.small, "triton"),
-    ("cuda", "relu and half weights", lambda layer: layer.flips, "triton"),
-    ("cuda", "else", lambda layer: True, "fold"),
+RULES = (  # (op, device, words, test, path); the first that fits, else fold
+    ("linear", "cuda", f"at most {LAUNCH_BOUND:,} products", lambda layer: layer.small, "triton"),
+    ("linear", "cuda", "relu and half weights", lambda layer: layer.flips, "triton"),
+    ("conv", "cuda", "relu and half weights", lambda layer: layer.flips, "epilogue"),
     # fold passes 5 times over features x columns weights, epilogue 5 times over rows x features outputs
-    ("cpu", "rows < columns", lambda layer: layer.rows < layer.columns, "epilogue"),
-    ("cpu", "relu and half weights", lambda layer: layer.flips, "epilogue"),
-    ("cpu", "else", lambda layer: True, "fold"),
+    ("linear", "cpu", "rows < columns", lambda layer: layer.rows < layer.columns, "epilogue"),
+    ("linear", "cpu", "relu and half weights", lambda layer: layer.flips, "epilogue"),
+    ("conv", "cpu", "rows < columns", lambda layer: layer.rows < layer.columns, "epilogue"),
+    ("conv", "cpu", "relu and half weights", lambda layer: layer.flips, "epilogue"),
 )
 
 
@@ -56,24 +58,24 @@ def checked(path, source):
     return path
 
 
-def linear_path(device, layer, path=None):
-    """The name of the path that a :class:`Layer` takes on a device ("cpu", "cuda", ...)."""
+def path_of(op, device, layer, path=None):
+    """The name of the path that a :class:`Layer` of ``op`` ("linear", "conv") takes on a device ("cpu", "cuda", ...)."""
     if path is not None:
-        checked(path, "filtered_linear: path")
+        checked(path, f"filtered_{op}: path")
     elif FORCED is not None:
         path = checked(FORCED, VARIABLE)
     if torch.compiler.is_exporting():
         return "fold"
     if path is not None:
         return path
-    return next((name for where, _, fits, name in RULES if where == device and fits(layer)), "fold")
+    return next((name for o, where, _, fits, name in RULES if (o, where) == (op, device) and fits(layer)), "fold")
 
 
 def table():
     """The rules as text."""
     lines = [f"{'op':<8} {'device':<8} {'path':<10} where"]
-    lines += [f"{'linear':<8} {where:<8} {path:<10} {words}" for where, words, _, path in RULES]
-    lines.append(f"{'linear':<8} {'other':<8} {'fold':<10}")
+    lines += [f"{op:<8} {where:<8} {path:<10} {words}" for op, where, words, _, path in RULES]
+    lines.append(f"{'any':<8} {'any':<8} {'fold':<10} else")
     lines.append(
         f"override: path= or {VARIABLE} ({FORCED or 'not set'}), one of {', '.join(PATHS)}; torch.export: fold"
     )

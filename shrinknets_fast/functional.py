@@ -2,16 +2,19 @@
 
 ``(x W^T + b) * s = x (s W)^T + s b`` with ``s = max(0, theta)``: the filter is folded into the weight, so the heavy part
 is the library's own kernel, and what autograd saves is what the plain layer saves plus the folded weight. Under autocast
-the fold also does the cast that the plain layer would have needed.
+the fold also does the cast that the plain layer would have needed. Where weights outweigh outputs dispatch.py chooses otherwise.
 """
+
+import math
 
 import torch
 import torch.nn.functional as F
 
 from . import reference
-from .dispatch import Layer, linear_path
+from .dispatch import Layer, path_of
 from .errors import ShrinkError
-from .ops.epilogue import epilogue
+from .ops.conv import conv
+from .ops.epilogue import conv_epilogue, epilogue
 from .ops.filter import filter
 from .ops.fold import fold
 from .ops.linear import linear
@@ -34,11 +37,6 @@ def compute_dtype(weight):
     return None
 
 
-def fold_layer(weight, bias, theta):
-    """Folded weight and bias in the dtype that the layer computes in."""
-    return fold(weight, bias, theta, compute_dtype(weight))
-
-
 def activate(output, activation):
     """Apply ``activation``: None or "relu" (any positively homogeneous one commutes with the filter; these two have names)."""
     return F.relu(output) if is_relu(activation) else output
@@ -59,7 +57,7 @@ def filtered_linear(input, weight, bias, theta, *, activation=None, path=None):
     dtype, relu = compute_dtype(weight), is_relu(activation)
     flips = relu and weight.dtype.itemsize == 2
     layer = Layer(input.shape[:-1].numel(), *weight.shape[::-1], dtype or input.dtype, flips)
-    path = linear_path(input.device.type, layer, path)
+    path = path_of("linear", input.device.type, layer, path)
     if path == "fold":
         weight, bias = fold(weight, bias, theta, dtype)
         return activate(F.linear(input, weight, bias), activation)
@@ -72,27 +70,83 @@ def filtered_linear(input, weight, bias, theta, *, activation=None, path=None):
     return epilogue(input, weight, bias, theta, relu)
 
 
-def _filtered_conv(conv, input, weight, bias, theta, activation, **options):
-    weight, bias = fold_layer(weight, bias, theta)
-    return activate(conv(input, weight, bias, **options), activation)
+def filtered_conv1d(
+    input, weight, bias, theta, *, stride=1, padding=0, dilation=1, groups=1, activation=None, path=None
+):
+    """``act(conv1d(input, weight, bias) * max(0, theta))``.
+
+    input: (B, C, L) or (C, L), weight: (out, C / groups, K), bias: (out,) or None, theta: (out,). Returns
+    (B, out, M) or (out, M). padding: numbers, "same" or "valid". path: as for :func:`filtered_linear`.
+    """
+    return _filtered_conv(1, input, weight, bias, theta, (stride, padding, dilation, groups), activation, path)
 
 
-def filtered_conv1d(input, weight, bias, theta, *, stride=1, padding=0, dilation=1, groups=1, activation=None):
-    """``act(conv1d(input, weight, bias) * max(0, theta))``; input: (B, C, L), weight: (out, C / groups, K), theta: (out,)."""
-    options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
-    return _filtered_conv(F.conv1d, input, weight, bias, theta, activation, **options)
-
-
-def filtered_conv2d(input, weight, bias, theta, *, stride=1, padding=0, dilation=1, groups=1, activation=None):
+def filtered_conv2d(
+    input, weight, bias, theta, *, stride=1, padding=0, dilation=1, groups=1, activation=None, path=None
+):
     """As :func:`filtered_conv1d` with input (B, C, H, W) and weight (out, C / groups, K, L)."""
-    options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
-    return _filtered_conv(F.conv2d, input, weight, bias, theta, activation, **options)
+    return _filtered_conv(2, input, weight, bias, theta, (stride, padding, dilation, groups), activation, path)
 
 
-def filtered_conv3d(input, weight, bias, theta, *, stride=1, padding=0, dilation=1, groups=1, activation=None):
+def filtered_conv3d(
+    input, weight, bias, theta, *, stride=1, padding=0, dilation=1, groups=1, activation=None, path=None
+):
     """As :func:`filtered_conv1d` with input (B, C, D, H, W) and weight (out, C / groups, K, L, M)."""
-    options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
-    return _filtered_conv(F.conv3d, input, weight, bias, theta, activation, **options)
+    return _filtered_conv(3, input, weight, bias, theta, (stride, padding, dilation, groups), activation, path)
+
+
+def _filtered_conv(dims, input, weight, bias, theta, window, activation, path):
+    dtype, relu = compute_dtype(weight), is_relu(activation)
+    path = path_of("conv", input.device.type, conv_layer(input, weight, window[0], dtype, relu), path)
+    if path == "fold":
+        weight, bias = fold(weight, bias, theta, dtype)
+        return activate(CONVS[dims - 1](input, weight, bias, *window), activation)
+    input = input.to(dtype or input.dtype)
+    batch = input if input.dim() == dims + 2 else input[None]
+    batch, window = in_numbers(batch, weight, window)
+    if path == "triton":
+        output = conv(batch, weight, bias, theta, *window, relu)
+    elif path == "reference":
+        output = reference.conv(batch, weight, bias, theta, *window, relu)
+    else:
+        weight, bias = weight.to(input.dtype), None if bias is None else bias.to(input.dtype)
+        output = conv_epilogue(batch, weight, bias, theta, window, relu)
+    return output if batch.dim() == input.dim() else output[0]
+
+
+CONVS = (F.conv1d, F.conv2d, F.conv3d)
+
+
+def conv_layer(input, weight, stride, dtype, relu):
+    """The product that a convolution is, its borders aside."""
+    dims = weight.dim() - 2
+    pixels = math.prod(input.shape[-dims:]) * (input.shape[0] if input.dim() == weight.dim() else 1)
+    rows = pixels // math.prod(numbers(stride, dims))
+    flips = relu and weight.dtype.itemsize == 2
+    return Layer(rows, math.prod(weight.shape[1:]), weight.shape[0], dtype or input.dtype, flips)
+
+
+def in_numbers(input, weight, window):
+    """The window with one number per dimension; with "same" the input gets the pixel more that an even kernel wants behind it."""
+    stride, padding, dilation, groups = window
+    dims = weight.dim() - 2
+    stride, dilation = numbers(stride, dims), numbers(dilation, dims)
+    if padding == "same":
+        if any(s != 1 for s in stride):
+            raise ShrinkError(f"filtered_conv{dims}d: padding is 'same' with stride {stride}, expected stride 1")
+        spans = [d * (k - 1) for k, d in zip(weight.shape[2:], dilation, strict=True)]
+        padding = [span // 2 for span in spans]
+        if any(span % 2 for span in spans):
+            input = F.pad(input, [n for span in reversed(spans) for n in (0, span % 2)])
+    elif padding == "valid":
+        padding = 0
+    elif isinstance(padding, str):
+        raise ShrinkError(f"filtered_conv{dims}d: padding is {padding!r}, expected numbers, 'same' or 'valid'")
+    return input, (stride, numbers(padding, dims), dilation, groups)
+
+
+def numbers(value, dims):
+    return [value] * dims if isinstance(value, int) else list(value) * (dims if len(value) == 1 else 1)
 
 
 def filtered_batch_norm(

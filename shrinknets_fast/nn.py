@@ -149,7 +149,12 @@ class FilteredLinear(FilterBase, nn.Linear):
 
 
 class _FilteredConv(FilterBase):
-    """``act(conv(x) * max(0, theta))`` with one theta per output channel; arguments as the ``torch.nn`` layer."""
+    """``act(conv(x) * max(0, theta))`` with one theta per output channel; arguments as the ``torch.nn`` layer.
+
+    path: an attribute, as in :class:`FilteredLinear`.
+    """
+
+    path = None
 
     def __init__(
         self, in_channels, out_channels, kernel_size, *args, activation=None, init="uniform", theta=None, **kw
@@ -159,23 +164,40 @@ class _FilteredConv(FilterBase):
         self.attach_theta(out_channels, init, theta, device=self.weight.device, dtype=self.weight.dtype)
 
     def forward(self, input):
-        weight, bias = functional.fold_layer(self.weight, self.bias, self.theta)
-        return functional.activate(self._conv_forward(input, weight, bias), self.activation)
+        padding = self.padding
+        if self.padding_mode != "zeros":
+            input = nn.functional.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            padding = 0
+        return self.function(
+            input,
+            self.weight,
+            self.bias,
+            self.theta,
+            stride=self.stride,
+            padding=padding,
+            dilation=self.dilation,
+            groups=self.groups,
+            activation=self.activation,
+            path=self.path,
+        )
 
 
 class FilteredConv1d(_FilteredConv, nn.Conv1d):
     __doc__ = _FilteredConv.__doc__
     plain = nn.Conv1d
+    function = staticmethod(functional.filtered_conv1d)
 
 
 class FilteredConv2d(_FilteredConv, nn.Conv2d):
     __doc__ = _FilteredConv.__doc__
     plain = nn.Conv2d
+    function = staticmethod(functional.filtered_conv2d)
 
 
 class FilteredConv3d(_FilteredConv, nn.Conv3d):
     __doc__ = _FilteredConv.__doc__
     plain = nn.Conv3d
+    function = staticmethod(functional.filtered_conv3d)
 
 
 class _FilteredBatchNorm(FilterBase):

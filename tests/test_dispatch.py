@@ -3,6 +3,7 @@ import torch
 import torch.nn.functional as F
 from closeness import assert_close, assert_no_worse
 from conftest import INTERPRETED
+from torch import nn
 
 import shrinknets_fast as sn
 from shrinknets_fast import dispatch
@@ -17,16 +18,34 @@ def on(path):
     return "cuda" if path == "triton" and not INTERPRETED else "cpu"
 
 
-def layer_of(path, columns=24, features=16, dtype=torch.float32, **options):
-    layer = sn.FilteredLinear(columns, features, device=on(path), dtype=dtype, **options)
+@pytest.fixture(params=["linear", "conv"])
+def kind(request):
+    return request.param
+
+
+def layer_of(path, kind="linear", columns=24, features=16, dtype=torch.float32, **options):
+    options |= {"device": on(path), "dtype": dtype}
+    if kind == "linear":
+        layer = sn.FilteredLinear(columns, features, **options)
+    else:
+        layer = sn.FilteredConv2d(columns, features, (2, 3), padding=1, groups=2, stride=(2, 1), **options)
     layer.path = path
     with torch.no_grad():
         layer.theta[::3] = -0.5
     return layer
 
 
+def batch_of(path, kind, rows, dtype=torch.float32, columns=24, features=16):
+    """An input for ``layer_of`` and a gradient of its output."""
+    sizes = ((rows, columns), (rows, features)) if kind == "linear" else ((rows, columns, 4, 5), (rows, features, 3, 5))
+    return [torch.randn(size, device=on(path), dtype=dtype) for size in sizes]
+
+
 def unfused(layer, x):
-    y = F.linear(x, layer.weight, layer.bias) * torch.relu(layer.theta)
+    if isinstance(layer, nn.Linear):
+        y = F.linear(x, layer.weight, layer.bias) * torch.relu(layer.theta)
+    else:
+        y = layer._conv_forward(x, layer.weight, layer.bias) * torch.relu(layer.theta)[:, None, None]
     return torch.relu(y) if layer.activation else y
 
 
@@ -41,20 +60,54 @@ def step(call, layer, x, grad):
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("activation", [None, "relu"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_no_path_is_worse_than_unfused(path, activation, dtype):
+def test_no_path_is_worse_than_unfused(path, activation, dtype, kind):
     if path == "fold" and activation and dtype == torch.bfloat16:
         pytest.skip("signs flip: test_relu_behind_half_weights_is_never_folded")
-    layer = layer_of(path, dtype=dtype, activation=activation)
-    wide = layer_of(path, dtype=torch.float64, activation=activation)
+    layer = layer_of(path, kind, dtype=dtype, activation=activation)
+    wide = layer_of(path, kind, dtype=torch.float64, activation=activation)
     wide.load_state_dict(layer.state_dict())
     got, theirs, exact = [], [], []
     for _ in range(8):
-        x, grad = torch.randn(40, 24, device=on(path), dtype=dtype), torch.randn(40, 16, device=on(path), dtype=dtype)
+        x, grad = batch_of(path, kind, 40 if kind == "linear" else 3, dtype)
         got.append(step(layer, layer, x, grad))
         theirs.append(step(lambda x: unfused(layer, x), layer, x, grad))
         exact.append(step(lambda x: unfused(wide, x), wide, x.double(), grad.double()))
     for results in zip(zip(*got, strict=True), zip(*theirs, strict=True), zip(*exact, strict=True), strict=True):
         assert_no_worse(*results)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("make", [sn.FilteredConv1d, sn.FilteredConv2d, sn.FilteredConv3d])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kernel_size": 3, "stride": 2, "padding": 1},
+        {"kernel_size": 4, "padding": "same", "dilation": 1},
+        {"kernel_size": 2, "padding": "same", "dilation": 3, "padding_mode": "replicate"},
+        {"kernel_size": 2, "padding": "valid", "bias": False},
+        {"kernel_size": 3, "padding": 2, "padding_mode": "circular", "groups": 2},
+    ],
+    ids=str,
+)
+def test_every_path_takes_every_window(path, make, options):
+    layer = make(4, 6, activation="relu", device=on(path), **options)
+    plain = layer.plain(4, 6, device=on(path), **options)
+    plain.load_state_dict({k: v for k, v in layer.state_dict().items() if k != "theta"})
+    layer.path = path
+    dims = layer.weight.dim() - 2
+    with torch.no_grad():
+        layer.theta[::3] = -0.5
+    for shape in ((2, 4, *(4, 5, 6)[:dims]), (4, *(4, 5, 6)[:dims])):
+        x = torch.randn(shape, device=on(path))
+        scale = torch.relu(layer.theta).detach().view(-1, *[1] * dims)
+        torch.testing.assert_close(layer(x), torch.relu(plain(x) * scale), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_same_padding_wants_stride_one(path):
+    x, weight, theta = torch.randn(1, 2, 4, device=on(path)), torch.randn(3, 2, 3, device=on(path)), torch.ones(3)
+    with pytest.raises((sn.ShrinkError, RuntimeError), match="'?same'? .*stride"):
+        sn.functional.filtered_conv1d(x, weight, None, theta.to(on(path)), stride=2, padding="same", path=path)
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -70,10 +123,10 @@ def test_every_path_takes_any_batch(path, shape):
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
-def test_dead_features_give_zeros_on_every_path(path, poison):
-    layer = layer_of(path)
+def test_dead_features_give_zeros_on_every_path(path, poison, kind):
+    layer = layer_of(path, kind)
     dead = ~layer.alive
-    x, grad = torch.randn(5, 24, device=on(path)), torch.randn(5, 16, device=on(path))
+    x, grad = batch_of(path, kind, 5)
     clean = step(layer, layer, x, grad)
     with torch.no_grad():
         layer.weight[dead] = layer.bias[dead] = poison
@@ -83,9 +136,9 @@ def test_dead_features_give_zeros_on_every_path(path, poison):
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_autocast_computes_in_its_dtype_and_keeps_parameters_wide(path):
-    layer = layer_of(path, activation="relu")
-    x, grad = torch.randn(64, 24, device=on(path)), torch.randn(64, 16, device=on(path))
+def test_autocast_computes_in_its_dtype_and_keeps_parameters_wide(path, kind):
+    layer = layer_of(path, kind, activation="relu")
+    x, grad = batch_of(path, kind, 64 if kind == "linear" else 6)
 
     def under_autocast(call):
         def run(x):
@@ -103,52 +156,56 @@ def test_autocast_computes_in_its_dtype_and_keeps_parameters_wide(path):
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("activation", [None, "relu"])
-def test_compile_of_the_whole_graph_gives_the_same_gradients(path, activation):
-    layer = layer_of(path, activation=activation)
-    x, grad = torch.randn(6, 24, device=on(path)), torch.randn(6, 16, device=on(path))
+def test_compile_of_the_whole_graph_gives_the_same_gradients(path, activation, kind):
+    layer = layer_of(path, kind, activation=activation)
+    x, grad = batch_of(path, kind, 6)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     for a, b in zip(step(compiled, layer, x, grad), step(layer, layer, x, grad), strict=True):
         torch.testing.assert_close(a, b)
 
 
 @pytest.mark.parametrize("path", PATHS[:3])
-def test_twice_is_refused(path):
-    layer = layer_of(path)
-    x = torch.randn(3, 24, device=on(path), requires_grad=True)
+def test_twice_is_refused(path, kind):
+    layer = layer_of(path, kind)
+    x = batch_of(path, kind, 3)[0].requires_grad_()
     (grad,) = torch.autograd.grad(layer(x).square().sum(), layer.theta, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         grad.sum().backward()
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_the_result_does_not_change_from_run_to_run(path, nan_filled):
-    layer = layer_of(path, 200, 40)
-    x, grad = torch.randn(64, 200, device=on(path)), torch.randn(64, 40, device=on(path))
+def test_the_result_does_not_change_from_run_to_run(path, kind, nan_filled):
+    layer = layer_of(path, kind, 200, 40)
+    x, grad = batch_of(path, kind, 64 if kind == "linear" else 2, columns=200, features=40)
     first = step(layer, layer, x, grad)
     assert all(torch.equal(a, b) for a, b in zip(first, step(layer, layer, x, grad), strict=True))
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_functional_call_works(path):
-    layer = layer_of(path)
-    x = torch.randn(3, 24, device=on(path))
+def test_functional_call_works(path, kind):
+    layer = layer_of(path, kind)
+    x, _ = batch_of(path, kind, 3)
     doubled = {"theta": layer.theta.detach() * 2}
     torch.testing.assert_close(torch.func.functional_call(layer, doubled, (x,)), layer(x) * 2)
 
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("strict", [False, True])
-def test_export_sees_the_fold(path, strict):
-    layer = layer_of(path)
-    program = torch.export.export(layer, (torch.randn(2, 24, device=on(path)),), strict=strict)
+def test_export_sees_the_fold(path, strict, kind):
+    layer = layer_of(path, kind)
+    program = torch.export.export(layer, (batch_of(path, kind, 2)[0],), strict=strict)
     graphs = [m.graph for m in program.graph_module.modules() if isinstance(m, torch.fx.GraphModule)]
     assert [n.target for graph in graphs for n in graph.nodes].count(ops.fold.default) == 1
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_the_collector_collects_whatever_the_path(path, monkeypatch):
-    model = torch.nn.Sequential(layer_of(path), torch.nn.Linear(16, 3, device=on(path)))
-    x = torch.randn(4, 24, device=on(path))
+def test_the_collector_collects_whatever_the_path(path, kind, monkeypatch):
+    reader = nn.Linear(16, 3, device=on(path)) if kind == "linear" else nn.Conv2d(16, 3, 1, device=on(path))
+    layer = layer_of(path, kind)
+    if kind == "conv":  # of grouped channels only those at one place in each group could leave
+        layer = sn.FilteredConv2d(24, 16, 3, theta=layer.theta, device=on(path))
+    model = nn.Sequential(layer, reader)
+    x, _ = batch_of(path, kind, 4)
     before = model(x)
     monkeypatch.setattr(dispatch, "FORCED", path)
     assert sn.GarbageCollector(model, (x,)).collect().removed
@@ -157,11 +214,11 @@ def test_the_collector_collects_whatever_the_path(path, monkeypatch):
 
 
 def test_the_argument_beats_the_variable_which_beats_the_table(monkeypatch):
-    sizes = ("cpu", dispatch.Layer(4096, 64, 10, torch.float32))
-    assert dispatch.linear_path(*sizes) == "fold"
+    sizes = ("linear", "cpu", dispatch.Layer(4096, 64, 10, torch.float32))
+    assert dispatch.path_of(*sizes) == "fold"
     monkeypatch.setattr(dispatch, "FORCED", "epilogue")
-    assert dispatch.linear_path(*sizes) == "epilogue"
-    assert dispatch.linear_path(*sizes, "reference") == "reference"
+    assert dispatch.path_of(*sizes) == "epilogue"
+    assert dispatch.path_of(*sizes, "reference") == "reference"
 
 
 def test_bad_names_are_one_line(monkeypatch):
@@ -177,7 +234,7 @@ def test_bad_names_are_one_line(monkeypatch):
 
 def test_weights_or_outputs_decide_on_the_cpu():
     def path(rows, columns, features):
-        return dispatch.linear_path("cpu", dispatch.Layer(rows, columns, features, torch.float32))
+        return dispatch.path_of("linear", "cpu", dispatch.Layer(rows, columns, features, torch.float32))
 
     assert path(256, 784, 10_000) == path(1, 784, 10_000) == path(32, 4096, 4096) == "epilogue"
     assert path(8192, 1024, 1024) == path(4096, 64, 10) == "fold"
@@ -187,8 +244,8 @@ def test_relu_behind_half_weights_is_never_folded():
     """Folding would round the weights again and flip signs, unlike under autocast, where they are rounded once."""
     for device, path in (("cpu", "epilogue"), ("cuda", "triton")):
         large = dispatch.Layer(8192, 4096, 4096, torch.bfloat16, flips=True)
-        assert dispatch.linear_path(device, large) == path
-        assert dispatch.linear_path(device, large._replace(flips=False)) == "fold"
+        assert dispatch.path_of("linear", device, large) == path
+        assert dispatch.path_of("linear", device, large._replace(flips=False)) == "fold"
     layer = layer_of(None, dtype=torch.bfloat16, activation="relu")
     x = torch.randn(100, 24, dtype=torch.bfloat16)
     assert type(layer(x).grad_fn).__name__ == "EpilogueBackward"
@@ -196,17 +253,34 @@ def test_relu_behind_half_weights_is_never_folded():
     assert type(layer(x).grad_fn).__name__ != "EpilogueBackward"
 
 
+def test_small_images_before_many_channels_are_not_folded_on_the_cpu():
+    small, large = sn.FilteredConv2d(64, 8, 3, padding=1), sn.FilteredConv2d(3, 8, 3)
+    for layer, x, name in (
+        (small, (1, 64, 7, 7), "ConvEpilogueBackward"),
+        (large, (2, 3, 32, 32), "ConvolutionBackward0"),
+    ):
+        assert type(layer(torch.randn(x)).grad_fn).__name__ == name
+
+
 def test_float64_and_devices_without_a_rule_take_the_fold():
     layer = dispatch.Layer(1, 2, 3, torch.float32)
-    assert dispatch.linear_path("cuda", layer) == "triton"
-    assert dispatch.linear_path("cuda", layer._replace(dtype=torch.float64)) == "fold"
-    assert dispatch.linear_path("mps", layer) == "fold"
+    assert dispatch.path_of("linear", "cuda", layer) == "triton"
+    assert dispatch.path_of("linear", "cuda", layer._replace(dtype=torch.float64)) == "fold"
+    assert dispatch.path_of("linear", "mps", layer) == "fold"
 
 
 def test_info_prints_the_table(capsys):
     assert main(["info", "--dispatch"]) == 0
     text = capsys.readouterr().out
     assert all(name in text for name in PATHS) and "SHRINKNETS_FAST_PATH" in text
+
+
+def test_bad_names_are_one_line_in_convolutions():
+    x, weight, theta = torch.randn(1, 2, 4), torch.randn(3, 2, 3), torch.ones(3)
+    with pytest.raises(sn.ShrinkError, match="filtered_conv: path is 'cudnn', expected one of"):
+        sn.functional.filtered_conv1d(x, weight, None, theta, path="cudnn")
+    with pytest.raises(sn.ShrinkError, match="filtered_conv1d: padding is 'some', expected numbers, 'same' or 'valid'"):
+        sn.functional.filtered_conv1d(x, weight, None, theta, padding="some", path="epilogue")
 
 
 def test_epilogue_sees_a_dead_row_that_is_not_finite():

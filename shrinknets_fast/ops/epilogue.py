@@ -1,13 +1,14 @@
-"""epilogue: the filtered linear layer as the library's product and one pass over its output.
+"""epilogue: the filtered linear layer, or convolution, as the library's product and one pass over its output.
 
-With ``z = x weight^T + bias`` and ``s = max(0, theta)``: ``out = act(z s)``, act the identity or relu. For the upstream gradient
-grad, with ``h = grad [z > 0]`` (h = grad without relu)::
+With ``z = x weight^T + bias`` (or ``conv(x, weight) + bias``) and ``s = max(0, theta)``: ``out = act(z s)``, act the identity or
+relu. For the upstream gradient grad, with ``h = grad [z > 0]`` (h = grad without relu)::
 
     dz = h s      dx = dz weight      dweight = dz^T x      dbias = sum of dz's rows      dtheta = [theta > 0] sum of (h z)'s rows
 
-No pass over the weights: for layers with more weights than outputs, where folding would cost more. Saved are x, the parameters
-and z, which relu keeps in the output's place. Dead features give exact zeros whatever they hold, dx included. x: (*, in); x,
-weight and bias of one dtype; theta's apart. Source: ShrinkNets (Leclerc, Fernandez, Madden), equation 1.
+and for a convolution what its own backward makes of dz. No pass over the weights: for layers with more weights than outputs,
+where folding would cost more. Saved are x, the parameters and z, which relu keeps in the output's place. Dead features give exact
+zeros whatever they hold, dx included. x: (*, in), or (B, C, *size); x, weight and bias of one dtype; theta's apart.
+Source: ShrinkNets (Leclerc, Fernandez, Madden), equation 1.
 """
 
 import torch
@@ -20,24 +21,53 @@ _filter_backward = torch.ops.shrinknets_fast.filter_backward
 
 LIBRARY = torch.library.Library("shrinknets_fast", "FRAGMENT")
 LIBRARY.define("alive_product(Tensor grad, Tensor weight, Tensor theta) -> Tensor")
+WINDOW = "SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups"
+LIBRARY.define(f"alive_conv_input(Tensor grad, Tensor x, Tensor weight, Tensor theta, {WINDOW}) -> Tensor")
 _alive_product = torch.ops.shrinknets_fast.alive_product
+_alive_conv_input = torch.ops.shrinknets_fast.alive_conv_input
 
 
-@torch.library.impl(LIBRARY, "alive_product", "CompositeExplicitAutograd")
-def _(grad, weight, theta):
-    """``grad @ weight`` for a grad that is zero where theta is dead, and none of weight's dead rows, since 0 * NaN is NaN.
+def alive_rows(weight, theta):
+    """``weight`` without what its dead rows hold, where that matters: 0 * NaN is NaN.
 
     On the CPU looking at the dead rows first is cheaper than a pass over all of weight; elsewhere it would have to wait.
     """
     dead = theta <= 0
-    if not weight.is_cpu or (dead.any() and not weight[dead].isfinite().all()):
-        weight = torch.where(dead[:, None], torch.zeros((), dtype=weight.dtype, device=weight.device), weight)
-    return grad @ weight
+    if weight.is_cpu and not (dead.any() and not weight[dead].isfinite().all()):
+        return weight
+    return torch.where(dead.view(-1, *[1] * (weight.dim() - 1)), torch.zeros_like(weight[:1]), weight)
+
+
+@torch.library.impl(LIBRARY, "alive_product", "CompositeExplicitAutograd")
+def _(grad, weight, theta):
+    """``grad @ weight`` for a grad that is zero where theta is dead."""
+    return grad @ alive_rows(weight, theta)
 
 
 @torch.library.register_fake("shrinknets_fast::alive_product")
 def _(grad, weight, theta):
     return grad.new_empty(*grad.shape[:-1], weight.shape[1])
+
+
+@torch.library.impl(LIBRARY, "alive_conv_input", "CompositeExplicitAutograd")
+def _(grad, x, weight, theta, stride, padding, dilation, groups):
+    """The gradient of a convolution's input for a grad that is zero where theta is dead."""
+    return conv_backward(grad, x, alive_rows(weight, theta), (stride, padding, dilation, groups), [True, False, False])[
+        0
+    ]
+
+
+@torch.library.register_fake("shrinknets_fast::alive_conv_input")
+def _(grad, x, weight, theta, stride, padding, dilation, groups):
+    return conv_backward(grad, x, weight, (stride, padding, dilation, groups), [True, False, False])[0]
+
+
+def conv_backward(grad, x, weight, window, wanted):
+    stride, padding, dilation, groups = window
+    sizes = [weight.shape[0]] if wanted[2] else None
+    return torch.ops.aten.convolution_backward(
+        grad, x, weight, sizes, stride, padding, dilation, False, [0] * len(stride), groups, wanted
+    )
 
 
 class Epilogue(torch.autograd.Function):
@@ -63,6 +93,34 @@ class Epilogue(torch.autograd.Function):
         return dx, dweight, flat.sum(0) if wants_bias else None, dtheta, None
 
 
+class ConvEpilogue(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias, theta, window, relu):
+        stride, padding, dilation, groups = ctx.window = window
+        z = torch.convolution(x, weight, bias, stride, padding, dilation, False, [0] * len(stride), groups)
+        out = _filter(z, theta, 1)
+        ctx.relu = relu
+        ctx.save_for_backward(x, weight, theta, z)
+        return out.relu_() if relu else out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, weight, theta, z = ctx.saved_tensors
+        if ctx.relu:
+            grad = torch.ops.aten.threshold_backward(grad, z, 0)
+        dz, dtheta = _filter_backward(grad, z, theta, 1)
+        wants_x, *wanted = ctx.needs_input_grad[:3]
+        dx = _alive_conv_input(dz, x, weight, theta, *ctx.window) if wants_x else None
+        _, dweight, dbias = conv_backward(dz, x, weight, ctx.window, [False, *wanted])
+        return dx, dweight, dbias, dtheta, None, None
+
+
 def epilogue(x, weight, bias, theta, relu=False):
     """``act((x weight^T + bias) * max(0, theta))``; see the module's docstring. Differentiable once."""
     return Epilogue.apply(x, weight, bias, theta, relu)
+
+
+def conv_epilogue(x, weight, bias, theta, window, relu=False):
+    """``act((conv(x, weight) + bias) * max(0, theta))``; window: (stride, padding, dilation, groups), lists but for groups."""
+    return ConvEpilogue.apply(x, weight, bias, theta, window, relu)

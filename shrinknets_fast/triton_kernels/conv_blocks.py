@@ -2,7 +2,8 @@
 
 # (kernel, how products are formed): sizes, each (BLOCK_M, BLOCK_N, BLOCK_K, warps, stages). "gathered" is for tensors that cannot
 # be read 16 bytes at a time: every element then takes a register of its own on its way, so larger tiles spill; "wide" is for
-# offsets of 64 bits, which take two. 64 along the product's first dimension is the least that wgmma takes. Chosen by registers and shared memory.
+# offsets of 64 bits, which take two. 64 along the product's first dimension is the least that wgmma takes. Chosen by
+# registers and shared memory, not measured.
 BLOCKS = {
     ("conv", "half"): {
         "small": (64, 32, 32, 4, 3),
