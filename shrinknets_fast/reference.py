@@ -100,9 +100,8 @@ def linear_backward(grad, x, weight, bias, theta, out=None):
 def conv(x, weight, bias, theta, stride, padding, dilation, groups, relu=False):
     wide = widest(x)
     bias = None if bias is None else bias.to(wide)
-    y = torch.convolution(
-        x.to(wide), weight.to(wide), bias, stride, padding, dilation, False, [0] * len(stride), groups
-    )
+    weight = torch.where(along(theta, weight.dim(), 0) <= 0, 0.0, weight.to(wide))
+    y = torch.convolution(x.to(wide), weight, bias, stride, padding, dilation, False, [0] * len(stride), groups)
     y = scaled(y, theta, 1, wide)
     return (torch.relu(y) if relu else y).to(x.dtype)
 

@@ -137,21 +137,28 @@ def test_dead_features_give_zeros_on_every_path(path, poison, kind):
 
 @pytest.mark.parametrize("path", PATHS)
 def test_autocast_computes_in_its_dtype_and_keeps_parameters_wide(path, kind):
+    """Signs near zero flip behind the weights' cast, with the fold's as often as without: many draws even that out."""
     layer = layer_of(path, kind, activation="relu")
-    x, grad = batch_of(path, kind, 64 if kind == "linear" else 6)
+    wide = layer_of(path, kind, activation="relu", dtype=torch.float64)
+    wide.load_state_dict(layer.state_dict())
+    results = []
 
     def under_autocast(call):
         def run(x):
             with torch.autocast(on(path), dtype=torch.bfloat16):
                 return call(x)
 
-        return step(run, layer, x, grad)
+        return run
 
-    got, theirs = under_autocast(layer), under_autocast(lambda x: unfused(layer, x))
-    assert got[0].dtype == torch.bfloat16 and all(g.dtype == torch.float32 for g in got[1:])
-    exact = step(lambda x: unfused(layer.double(), x), layer.double(), x.double(), grad.double())
-    for a, b, c in zip(got, theirs, exact, strict=True):
-        assert_no_worse([a], [b.to(a.dtype)], [c])
+    for _ in range(2 if path == "triton" else 16):  # which scales last, so no more signs flip; the interpreter is slow
+        x, grad = batch_of(path, kind, 200 if kind == "linear" else 20)
+        got = step(under_autocast(layer), layer, x, grad)
+        theirs = step(under_autocast(lambda x: unfused(layer, x)), layer, x, grad)
+        assert got[0].dtype == torch.bfloat16 and all(g.dtype == torch.float32 for g in got[1:])
+        exact = step(lambda x: unfused(wide, x), wide, x.double(), grad.double())
+        results.append([got, [b.to(a.dtype) for a, b in zip(got, theirs, strict=True)], exact])
+    for drawn in zip(*(zip(*one, strict=True) for one in results), strict=True):
+        assert_no_worse(*zip(*drawn, strict=True))
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -11,6 +11,8 @@ ops = torch.ops.shrinknets_fast
 W, B, T = torch.randn(6, 4, 3), torch.randn(6), torch.randn(6)
 X = torch.randn(3, 6, 5)
 KEPT = [torch.tensor([0, 2]), torch.tensor([0, 5, 2])]
+K, WINDOW = torch.randn(6, 5, 2, 3), ([1, 2], [1, 0], [1, 1], 1)  # conv: weight, window
+IMAGES, PIXELS = torch.randn(2, 5, 4, 7), torch.randn(2, 6, 5, 3)  # conv: x, gradient of the output
 Y, M, G = torch.randn(2, 3, 5), torch.randn(6, 5), torch.randn(2, 3, 6)  # linear: x, weight, grad
 
 CASES = {
@@ -22,6 +24,14 @@ CASES = {
     "filter": [(X, T), (X.transpose(1, 2), T, 2), (X, torch.ones(1)), (X.bfloat16(), T)],
     "filter_backward": [(X, X, T), (X, X, torch.ones(1)), (X.transpose(1, 2), X.transpose(1, 2), T, -1)],
     "alive_product": [(G * (B > 0), M, B), (G[0], M, B.abs())],
+    "alive_conv_input": [(PIXELS * (B > 0).view(6, 1, 1), IMAGES, K, B, *WINDOW)],
+    "conv": [(IMAGES, K, B, T, *WINDOW), (IMAGES, K, None, T, *WINDOW, True), (IMAGES.bfloat16(), K, B, T, *WINDOW)],
+    "conv_backward": [
+        (PIXELS, IMAGES, K, B, T, *WINDOW),
+        (PIXELS, IMAGES, K, None, T, *WINDOW, PIXELS),
+        (PIXELS, IMAGES, K, B, T, *WINDOW, None, False),
+        (PIXELS, IMAGES, K, B, T, *WINDOW, None, True, False),
+    ],
     "linear": [(Y, M, B, T), (Y, M, None, T, True), (Y.bfloat16(), M, B, T), (Y[0], M, B, T)],
     "linear_backward": [
         (G, Y, M, B, T),
@@ -30,7 +40,7 @@ CASES = {
         (G, Y, M, B, T, G, True, False),
     ],
 }
-TRITON = {"linear", "linear_backward"}  # on the CPU only where Triton is interpreted
+TRITON = {"conv", "conv_backward", "linear", "linear_backward"}  # on the CPU only where Triton is interpreted
 
 
 def test_every_op_has_cases():
@@ -72,7 +82,13 @@ def test_fakes_agree_on_strides_and_dtypes(name):
 
 
 @pytest.mark.parametrize(
-    "call", [lambda t: ops.fold(W, B, t), lambda t: ops.filter(X, t), lambda t: ops.linear(Y, M, B, t)]
+    "call",
+    [
+        lambda t: ops.fold(W, B, t),
+        lambda t: ops.filter(X, t),
+        lambda t: ops.linear(Y, M, B, t),
+        lambda t: ops.conv(IMAGES, K, B, t, *WINDOW),
+    ],
 )
 def test_fakes_refuse_what_kernels_refuse(call):
     with (
