@@ -13,8 +13,9 @@ OURS = "shrinknets_fast"
 FAMILIES = {}
 
 # What a provider is to ours; the tables and charts are made from it.
-# ours; path: one of our kernels by name; plain: what the ratio is against; rival; bound: bandwidth or arithmetic
-ROLES = ("ours", "path", "plain", "rival", "bound")
+# ours; path: one of our kernels by name; plain: what the ratio is against; yardstick: another such; rival; bound: bandwidth or
+# arithmetic
+ROLES = ("ours", "path", "plain", "yardstick", "rival", "bound")
 
 
 class Unavailable(Exception):

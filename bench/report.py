@@ -90,6 +90,8 @@ def table(found, reasons, missing):
     }
     if any(c.plain for c in compared):
         columns["ratio"] = lambda c: f"{c.ratio:.2f}" if c.plain else ""
+    for name in sorted({row["provider"] for c in compared for row in c.yardsticks}):
+        columns[f"ratio to {name}"] = lambda c, name=name: share_of(c, name)
     for name in rivals:
         columns[f"against {name}"] = lambda c, name=name: against(c, name)
     if any(c.bounds for c in compared):
@@ -100,6 +102,12 @@ def table(found, reasons, missing):
         columns["why lost"] = lambda c: reason(c, reasons) or "not explained yet" if c.loses else ""
         missing += [c.what for c in compared if c.loses and not reason(c, reasons)]
     return details.as_markdown(list(columns), [[cell(c) for cell in columns.values()] for c in compared])[1:]
+
+
+def share_of(comparison, name):
+    """Our time over that of yardstick ``name``."""
+    times = {row["provider"]: row["median_ms"] for row in comparison.yardsticks}
+    return f"{comparison.ours['median_ms'] / times[name]:.2f}" if name in times else ""
 
 
 def against(comparison, name):

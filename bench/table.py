@@ -16,6 +16,7 @@ class Comparison:
     rivals: tuple  # the fastest first
     bounds: tuple
     paths: tuple
+    yardsticks: tuple
 
     @property
     def what(self):
@@ -68,7 +69,7 @@ def comparisons(rows):
             by_role.setdefault(row.get("role", "ours"), []).append(row)
         for ours in by_role.get("ours", []):
             plain = by_role.get("plain", [None])[0]
-            rest = (tuple(by_role.get(role, ())) for role in ("rival", "bound", "path"))
+            rest = (tuple(by_role.get(role, ())) for role in ("rival", "bound", "path", "yardstick"))
             found.append(Comparison(ours, plain, *rest))
     return sorted(found, key=lambda c: (c.speedup or math.inf, -(c.ratio or 0)))
 

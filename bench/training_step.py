@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from .memory import peak_rise
 
 
-def adam(parameters, **rates):
-    return torch.optim.Adam(parameters, fused=True, **rates)
+def adam(parameters, fused=True, **rates):
+    return torch.optim.Adam(parameters, fused=fused, **rates)
 
 
 class Step:

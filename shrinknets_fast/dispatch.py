@@ -5,6 +5,7 @@ triton: one kernel does both. reference: plain torch operations, for comparison.
 the environment variable SHRINKNETS_FAST_PATH, is taken where it can be; export always sees fold, which the collector knows.
 """
 
+import functools
 import os
 from typing import NamedTuple
 
@@ -16,6 +17,9 @@ PATHS = ("fold", "epilogue", "triton", "reference")
 VARIABLE = "SHRINKNETS_FAST_PATH"
 FORCED = os.environ.get(VARIABLE) or None
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+# Below this many weights a pass over them costs less than epilogue's further calls: 25 us at 16 x 64 x 64.
+CALL_BOUND = 2**14
 
 # Below this many multiplications a GPU waits for the host: the path with the fewest launches wins. A guess: no GPU was at hand.
 LAUNCH_BOUND = 2**28
@@ -36,18 +40,24 @@ class Layer(NamedTuple):
     flips: bool = False
 
     @property
+    def weighs(self):
+        """Weights outweigh outputs, and calls."""
+        return self.rows < self.columns and self.columns * self.features > CALL_BOUND
+
+    @property
     def small(self):
         return self.dtype in TRITON_DTYPES and self.rows * self.columns * self.features <= LAUNCH_BOUND
 
 
+WEIGHS = f"rows < columns, more than {CALL_BOUND:,} weights"
 RULES = (  # (op, device, words, test, path); the first that fits, else fold
     ("linear", "cuda", f"at most {LAUNCH_BOUND:,} products", lambda layer: layer.small, "triton"),
     ("linear", "cuda", "relu and half weights", lambda layer: layer.flips, "triton"),
     ("conv", "cuda", "relu and half weights", lambda layer: layer.flips, "epilogue"),
     # fold passes 5 times over features x columns weights, epilogue 5 times over rows x features outputs
-    ("linear", "cpu", "rows < columns", lambda layer: layer.rows < layer.columns, "epilogue"),
+    ("linear", "cpu", WEIGHS, lambda layer: layer.weighs, "epilogue"),
     ("linear", "cpu", "relu and half weights", lambda layer: layer.flips, "epilogue"),
-    ("conv", "cpu", "rows < columns", lambda layer: layer.rows < layer.columns, "epilogue"),
+    ("conv", "cpu", WEIGHS, lambda layer: layer.weighs, "epilogue"),
     ("conv", "cpu", "relu and half weights", lambda layer: layer.flips, "epilogue"),
 )
 
@@ -64,11 +74,16 @@ def path_of(op, device, layer, path=None):
         checked(path, f"filtered_{op}: path")
     elif FORCED is not None:
         path = checked(FORCED, VARIABLE)
-    if torch.compiler.is_exporting():
-        return "fold"
-    if path is not None:
-        return path
+    if torch.compiler.is_compiling():  # sizes may be symbols, which have no hash
+        return "fold" if torch.compiler.is_exporting() else path or by_rules(op, device, layer)
+    return path or remembered(op, device, layer)
+
+
+def by_rules(op, device, layer):
     return next((name for o, where, _, fits, name in RULES if (o, where) == (op, device) and fits(layer)), "fold")
+
+
+remembered = functools.lru_cache(4096)(by_rules)
 
 
 def table():

@@ -3,7 +3,7 @@
 import torch
 
 from .errors import ShrinkError
-from .ops.aliveness import aliveness, taken_apart
+from .ops.aliveness import aliveness, counts_in, masks_in
 
 
 class Watch:
@@ -18,9 +18,9 @@ class Watch:
         """{key: mask of its dead features} now, on the CPU. One copy from each device."""
         found = {}
         for keys, sizes, seen in self._seen():
-            counts, masks = taken_apart(seen.cpu(), sizes)
-            self._check(keys, counts)
-            found.update(zip(keys, masks, strict=True))
+            seen = seen.cpu()
+            self._check(keys, counts_in(seen, len(sizes)))
+            found.update(zip(keys, masks_in(seen, sizes), strict=True))
         return {key: found[key] for key in self._filters}
 
     def look(self):
@@ -46,27 +46,25 @@ class Watch:
         looks, self._looks = self._looks, []
         found = {}
         for keys, sizes, seen, _ in looks:
-            counts = taken_apart(seen, sizes)[0]
+            counts = counts_in(seen, len(sizes))
             self._check(keys, counts)
-            found.update(zip(keys, zip(counts[:, 0].tolist(), sizes, strict=True), strict=True))
+            found.update(zip(keys, zip(counts[::2], sizes, strict=True), strict=True))
         return found
 
     def _seen(self):
         """(keys, sizes, result of the op) for each device."""
         devices = {}
         for key, (name, theta) in self._filters.items():
-            copies = [copy.detach().to(theta.device) for copy in self._copies(name, theta)]
-            devices.setdefault(theta.device, []).append((key, [theta, *copies]))
+            group = [theta, *(copy.detach().to(theta.device) for copy in self._copies(name, theta))]
+            devices.setdefault(theta.device, []).append((key, group))
         for groups in devices.values():
             keys, sizes = [key for key, _ in groups], [len(group[0]) for _, group in groups]
             yield keys, sizes, aliveness([group for _, group in groups])
 
     def _check(self, keys, counts):
-        if not int(counts[:, 1].sum()):
-            return
-        for key, broken in zip(keys, counts[:, 1].tolist(), strict=True):
-            name, theta = self._filters[key]
+        for key, broken in zip(keys, counts[1::2], strict=True):
             if broken:
+                name, theta = self._filters[key]
                 values = theta.detach().cpu()
                 values = values[~torch.isfinite(values)].tolist() or ["what is not finite"]  # in a copy of the model
                 raise ShrinkError(f"{name}.theta holds {values[0]}: training has diverged, nothing was removed")

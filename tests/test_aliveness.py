@@ -5,7 +5,7 @@ import torch
 from closeness import DTYPES
 
 from shrinknets_fast import reference
-from shrinknets_fast.ops.aliveness import aliveness, taken_apart
+from shrinknets_fast.ops.aliveness import aliveness, counts_in, masks_in
 from shrinknets_fast.ops.bury import bury_
 
 SIZES = (1, 2, 7, 64, 257, 1000, 3001)
@@ -34,15 +34,16 @@ def test_a_feature_of_a_group_is_dead_when_it_is_dead_in_all_copies(device):
         [torch.tensor([1.0, -1.0, 0.0], device=device)],
         [torch.tensor([-1.0, -1, 1, 0], device=device), torch.tensor([-1.0, 1, -1, -0.0], device=device).double()],
     ]
-    counts, masks = taken_apart(aliveness(groups), [3, 4])
+    seen = aliveness(groups)
+    counts, masks = counts_in(seen, 2), masks_in(seen, [3, 4])
     assert [mask.tolist() for mask in masks] == [[False, True, True], [True, False, False, True]]
-    assert counts.tolist() == [[2, 0], [2, 0]]
+    assert counts == [2, 0, 2, 0]
 
 
 def test_a_tiny_float64_theta_is_alive(device):
     theta = torch.tensor([1e-300, -1e-300], dtype=torch.float64, device=device)
-    counts, (mask,) = taken_apart(aliveness([[theta]]), [2])
-    assert mask.tolist() == [False, True] and counts.tolist() == [[1, 0]]
+    seen = aliveness([[theta]])
+    assert masks_in(seen, [2])[0].tolist() == [False, True] and counts_in(seen, 1) == [1, 0]
 
 
 def test_more_groups_than_a_launch_takes(device):

@@ -27,8 +27,8 @@ def check(rows):
     for row in rows:
         assert row["spills"] == 0 and row["registers"] <= 255, row
         assert row["shared"] <= {80: 163 * 1024, 90: 227 * 1024}[row["sm"]], row
-        if row["dtype"] in ("float16", "bfloat16"):
-            assert row["wgmma"] == (row["sm"] == 90), row
+        if row["dtype"] in ("float16", "bfloat16"):  # a kernel that finishes sums multiplies nothing
+            assert row["wgmma"] == (row["sm"] == 90 and "finish" not in row["kernel"]), row
 
 
 def test_every_kernel_in_its_most_demanding_variant():

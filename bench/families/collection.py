@@ -50,12 +50,12 @@ class Work:
         x = torch.randn(BATCH, 784, device=self.device)
         return x, torch.randint(10, (BATCH,), device=self.device)
 
-    def trained(self, make=lambda model: model):
+    def trained(self, make=lambda model: model, fused=True):
         """(model, optimizer) after one step, so that gradients and state exist; then a share of the features dies."""
         model = mlp(self.width, DEPTH, init=1.0, device=self.device)
         kill(model, self.share)
         model = make(model)
-        optimizer = adam(model.parameters(), lr=1e-9)
+        optimizer = adam(model.parameters(), fused, lr=1e-9)
         Step(model, [self.batch], optimizer)()
         return model, optimizer
 
@@ -85,14 +85,36 @@ class Work:
 
     @cached_property
     def step(self):
-        """The yardstick: a training step of the model before its collection."""
-        model, optimizer = self.trained()
+        """The yardstick: a training step of the model before its collection, with Adam as torch has it by default."""
+        model, optimizer = self.trained(fused=False)
         return Step(model, [self.batch], optimizer)
+
+    @cached_property
+    def fused_step(self):
+        """The same with a leaner optimizer, on the same model and state: they take 5 GB."""
+        optimizer = adam(self.step.model.parameters(), lr=1e-9)
+        optimizer.state = self.step.optimizer.state
+        return Step(self.step.model, [self.batch], optimizer)
+
+    def copies(self):
+        """copy_ of as many bytes as a collection must move at least, through one pair of tensors."""
+        left = (1 - self.share) * self.width
+        sizes = [784 * left, *[left * left] * (DEPTH - 1)]  # the last layer's are too few to count
+        source, target = (torch.ones(self.width, self.width, device=self.device).flatten() for _ in range(2))
+        sizes = [int(size) for size in sizes for _ in range(4)]  # weight, gradient and two moments
+
+        def copy(_):
+            for size in sizes:
+                target[:size].copy_(source[:size])
+
+        return Provider(copy, "bound", checked=False)
 
     def collect(self):
         providers = {
             OURS: self.provider(collect_ours, self.ours, "ours"),
             "training step": Provider(self.step, "plain", checked=False, more=self.sizes),
+            "training step, fused Adam": Provider(self.fused_step, "yardstick", checked=False),
+            "copy_ of what survives": self.copies(),
             "index_select with state": self.provider(collect_authors, self.authors),
             "Torch-Pruning, fresh optimizer": "torch-pruning is not installed",
         }

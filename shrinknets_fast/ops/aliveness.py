@@ -42,7 +42,11 @@ def aliveness(groups):
     return _aliveness(thetas, [number for number, group in enumerate(groups) for _ in group])
 
 
-def taken_apart(seen, sizes):
-    """(counts of shape (groups, 2), [bool mask of each group]) of what :func:`aliveness` gave, as views."""
-    counts = seen[: 16 * len(sizes)].view(torch.int64).view(-1, 2)
-    return counts, seen[16 * len(sizes) :].view(torch.bool).split(sizes)
+def counts_in(seen, groups):
+    """[dead, not finite, dead, ...] of each group in what :func:`aliveness` gave, as numbers."""
+    return seen[: 16 * groups].view(torch.int64).tolist()
+
+
+def masks_in(seen, sizes):
+    """[bool mask of each group] in what :func:`aliveness` gave, as views."""
+    return seen[16 * len(sizes) :].view(torch.bool).split(sizes)

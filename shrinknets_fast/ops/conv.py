@@ -26,6 +26,8 @@ import math
 import torch
 from torch.autograd.function import once_differentiable
 
+from .autograd import applied
+
 LIBRARY = torch.library.Library("shrinknets_fast", "FRAGMENT")
 WINDOW = "int[] stride, int[] padding, int[] dilation, int groups"
 LIBRARY.define(f"conv(Tensor x, Tensor weight, Tensor? bias, Tensor theta, {WINDOW}, bool relu=False) -> Tensor")
@@ -200,7 +202,10 @@ class Conv(torch.autograd.Function):
         return dx, dweight, None if bias is None else dbias, dtheta, *[None] * 5
 
 
+_apply = applied(Conv)
+
+
 def conv(x, weight, bias, theta, stride, padding, dilation, groups=1, relu=False):
     """``act((conv(x, weight) + bias) * max(0, theta))``; see the module's docstring. stride, padding and dilation: an integer
     for each dimension. Differentiable once."""
-    return Conv.apply(x, weight, bias, theta, stride, padding, dilation, groups, relu)
+    return _apply(x, weight, bias, theta, stride, padding, dilation, groups, relu)

@@ -13,6 +13,7 @@ Sums are in an order that does not change from run to run. Source: ShrinkNets (L
 import torch
 from torch.autograd.function import once_differentiable
 
+from .autograd import applied
 from .checks import check_dtype, check_like, check_same_device, check_vector
 
 _filter = torch.ops.shrinknets_fast.filter
@@ -64,6 +65,9 @@ class Filter(torch.autograd.Function):
         return dx, dtheta, None
 
 
+_apply = applied(Filter)
+
+
 def filter(x, theta, dim=1):
     """``x * max(0, theta)`` along ``dim``; see the module's docstring. Differentiable once."""
-    return Filter.apply(x, theta, dim)
+    return _apply(x, theta, dim)

@@ -17,6 +17,7 @@ Source: ShrinkNets (Leclerc, Fernandez, Madden), equation 1, and ``(x W^T + b) *
 import torch
 from torch.autograd.function import once_differentiable
 
+from .autograd import applied
 from .checks import check_dtype, check_like, check_same_device, check_vector
 
 _fold = torch.ops.shrinknets_fast.fold
@@ -75,7 +76,10 @@ class Fold(torch.autograd.Function):
         return dweight, None if bias is None else dbias, dtheta, None
 
 
+_apply = applied(Fold)
+
+
 def fold(weight, bias, theta, dtype=None):
     """Folded weight and bias (None where ``bias`` is None); see the module's docstring. Differentiable once."""
-    weight, folded_bias = Fold.apply(weight, bias, theta, dtype)
+    weight, folded_bias = _apply(weight, bias, theta, dtype)
     return weight, None if bias is None else folded_bias

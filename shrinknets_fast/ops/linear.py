@@ -18,6 +18,8 @@ CUDA; CPU tensors under ``TRITON_INTERPRET=1``. Source: ShrinkNets (Leclerc, Fer
 import torch
 from torch.autograd.function import once_differentiable
 
+from .autograd import applied
+
 LIBRARY = torch.library.Library("shrinknets_fast", "FRAGMENT")
 LIBRARY.define("linear(Tensor x, Tensor weight, Tensor? bias, Tensor theta, bool relu=False) -> Tensor")
 LIBRARY.define(  # out: the output where relu was applied; what is not wanted comes back empty
@@ -101,10 +103,13 @@ def misfit(name, tensor, weight):
 
 class Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, bias, theta, relu):  # with setup_context, every call binds a signature: 10 us
-        out = _linear(x, weight, bias, theta, relu)
-        ctx.save_for_backward(x, weight, bias, theta, out if relu else None)
-        return out
+    def forward(x, weight, bias, theta, relu):
+        return _linear(x, weight, bias, theta, relu)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, weight, bias, theta, relu = inputs
+        ctx.save_for_backward(x, weight, bias, theta, output if relu else None)
 
     @staticmethod
     @once_differentiable
@@ -118,6 +123,9 @@ class Linear(torch.autograd.Function):
         return dx if wants_input else None, dweight, None if bias is None else dbias, dtheta, None
 
 
+_apply = applied(Linear)
+
+
 def linear(x, weight, bias, theta, relu=False):
     """``act((x weight^T + bias) * max(0, theta))``; see the module's docstring. Differentiable once."""
-    return Linear.apply(x, weight, bias, theta, relu)
+    return _apply(x, weight, bias, theta, relu)

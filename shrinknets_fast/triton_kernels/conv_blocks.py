@@ -56,7 +56,7 @@ BLOCKS = {
     ("conv_backward_weight", "ieee"): {
         "small": (16, 32, 32, 4, 2),
         "large": (16, 64, 64, 4, 2),
-        "gathered": (32, 32, 16, 4, 2),
+        "gathered": (16, 32, 16, 4, 2),
         "wide": (16, 32, 32, 4, 2),
     },
 }
