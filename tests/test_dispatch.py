@@ -261,7 +261,7 @@ def test_relu_behind_half_weights_is_never_folded():
 
 
 def test_small_images_before_many_channels_are_not_folded_on_the_cpu():
-    small, large = sn.FilteredConv2d(64, 8, 3, padding=1), sn.FilteredConv2d(3, 8, 3)
+    small, large = sn.FilteredConv2d(64, 64, 3, padding=1), sn.FilteredConv2d(3, 8, 3)
     for layer, x, name in (
         (small, (1, 64, 7, 7), "ConvEpilogueBackward"),
         (large, (2, 3, 32, 32), "ConvolutionBackward0"),
