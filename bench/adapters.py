@@ -31,13 +31,14 @@ def on_path(layer, name):
     return twin
 
 
-def compact(tensors, dims, kept, fill):
-    """Compact ``tensors`` in place: kept[i][j], on the CPU, are the positions that stay along dims[i][j] of tensors[i]."""
-    op, members = optional("ops.compact"), []
-    for tensor, tensor_dims, lists in zip(tensors, dims, kept, strict=True):
-        keep = dict(zip(tensor_dims, lists, strict=True))
-        members.append((tensor, {d: op.fill(k, tensor.shape[d]) for d, k in keep.items()} if fill else keep))
-    op.compact_(members)
+def places(kept, size, fill):
+    """The positions that :func:`compact` wants, as a collection's plan has them: in order, or the holes filled from the tail."""
+    return optional("ops.compact").fill(kept, size) if fill else kept
+
+
+def compact(tensors, keep):
+    """Compact ``tensors`` in place: keep[i] is {dim: places} of tensors[i], on the CPU."""
+    optional("ops.compact").compact_(list(zip(tensors, keep, strict=True)))
 
 
 def why_no_compact():

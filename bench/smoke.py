@@ -41,8 +41,11 @@ def compact(device):
     """Both modes on sizes that nothing divides."""
     for dims, fill in (((0,), True), ((0,), False), ((0, 1), False)):
         tensors = [torch.randn(n, n + 3, device=device) for n in (1, 7, 129, 300)]
-        kept = [[torch.arange(0, t.shape[d], 2) for d in dims] for t in tensors]
-        adapters.compact(tensors, [dims] * len(tensors), kept, fill)
+        keep = [
+            {d: adapters.places(torch.arange(0, n, 2), n, fill) for d, n in enumerate(t.shape) if d in dims}
+            for t in tensors
+        ]
+        adapters.compact(tensors, keep)
 
 
 def main():

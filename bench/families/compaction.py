@@ -40,8 +40,11 @@ class Tensors:
         # in threes, as a weight and its two moments share their lists
         threes = [[self.survivors(shape[d], share) for d in dims] for shape in shapes[::3]]
         self.kept = [threes[k // 3] for k in range(len(shapes))]
-        hosted = [[index.cpu() for index in lists] for lists in threes]  # a plan is made on the host
-        self.on_host = [hosted[k // 3] for k in range(len(shapes))]
+        plan = [
+            {d: adapters.places(index.cpu(), shape[d], self.fill) for d, index in zip(dims, lists, strict=True)}
+            for shape, lists in zip(shapes[::3], threes, strict=True)
+        ]
+        self.keep = [plan[k // 3] for k in range(len(shapes))]
         self.whole = [torch.empty_like(tensor).copy_(tensor) for tensor in self.clean]
 
     def survivors(self, total, share):
@@ -79,7 +82,7 @@ class Tensors:
         return Provider(run, role, self.fresh, **more)
 
     def ours(self, tensors):
-        adapters.compact(tensors, [self.dims] * len(tensors), self.on_host, self.fill)
+        adapters.compact(tensors, self.keep)
         return tensors
 
     def counts(self):

@@ -20,7 +20,7 @@ constexpr int64_t kTileBytes = 128 << 10;  // a fraction of any L2, and a hundre
 constexpr int64_t kChunk = 64;             // bytes that copy_run moves at once
 constexpr int64_t kLongRun = 4096;         // bytes: from here on memcpy is as fast
 constexpr int64_t kShortRun = 64;          // bytes: below, shuffles within whole blocks beat a loop over runs
-constexpr int64_t kShortUnits = 512;       // bytes: below, runs of random lengths cost a mispredicted branch each
+constexpr int64_t kShortLine = 8192;       // bytes: hardware prefetching has hardly begun when such a line ends
 
 // Neighbouring positions that stay neighbours.
 struct Run {
@@ -42,13 +42,10 @@ std::vector<Run> runs_of(const Kept& kept) {
 struct Columns {
   std::vector<Run> runs;
   std::vector<uint8_t> masks;  // for compress(); empty where runs are better
-  bool by_units;               // each column by itself, so that all copies are of one size
 
   Columns(const Piece& piece) : runs(runs_of(piece.tiles.columns)) {
     const Kept& kept = piece.tiles.columns;
-    const int64_t unit = piece.tiles.unit * piece.word;
-    const int64_t mean = kept.new_size / static_cast<int64_t>(runs.size()) * unit;
-    by_units = unit >= kBlock && mean < kShortUnits;
+    const int64_t mean = kept.new_size / static_cast<int64_t>(runs.size()) * piece.word;
     if (piece.tiles.unit == 1 && kept.ascends && mean < kShortRun && can_compress(piece.word)) {
       masks = block_masks(kept, kBlock / piece.word);
     }
@@ -67,11 +64,16 @@ class Reader {
     int64_t line = range.begin / length, start = range.begin - line * length;
     for (int64_t at = range.begin; at < range.end; ++line, start = 0) {
       const int64_t stop = std::min(length, start + range.end - at);
+      // 300 tensors of 128x128x3x3, half dead: 13.5 ms without, 9.2 with. (gcc drops a function that only prefetches.)
+      if (stop - start < range.end - at && tiles_.old_line() * kWord <= kShortLine) {
+        const char* next = base_ + tiles_.source_line(line + 1) * tiles_.old_line() * kWord;
+        for (int64_t byte = 0; byte < tiles_.old_line() * kWord; byte += kChunk) {
+          __builtin_prefetch(next + byte);
+        }
+      }
       const char* from = base_ + tiles_.source_line(line) * tiles_.old_line() * kWord;
       if (!columns_.masks.empty()) {
         copy_blocks(from, start, stop, to);
-      } else if (columns_.by_units) {
-        copy_units(from, start, stop, to);
       } else {
         copy_runs(from, start, stop, to);
       }
@@ -93,23 +95,6 @@ class Reader {
     i += compress<kWord>(from, columns_.masks, block, to + (i - start) * kWord, stop - i);
     for (; i < stop; ++i) {
       std::memcpy(to + (i - start) * kWord, from + kept[i] * kWord, kWord);
-    }
-  }
-
-  void copy_units(const char* from, int64_t start, int64_t stop, char* to) const {
-    const int64_t unit = tiles_.unit, first = (start + unit - 1) / unit * unit, last = stop / unit * unit;
-    if (first >= last) {
-      return copy_runs(from, start, stop, to);
-    }
-    if (start < first) {
-      copy_runs(from, start, first, to);
-      to += (first - start) * kWord;
-    }
-    for (int64_t column = first / unit; column < last / unit; ++column, to += unit * kWord) {
-      copy_run(to, from + tiles_.columns.list[column] * unit * kWord, unit * kWord);
-    }
-    if (last < stop) {
-      copy_runs(from, last, stop, to);
     }
   }
 

@@ -27,10 +27,10 @@ def fill(kept, size):
     """The fill of ``size`` positions of which ``kept`` (ascending) stay: each stays where it is, or goes into a hole."""
     count = len(kept)
     order = torch.arange(count)
-    stays = kept < count
+    staying = int(torch.searchsorted(kept, count))
     hole = torch.ones(count, dtype=torch.bool)
-    hole[kept[stays]] = False
-    order[hole] = kept[~stays]
+    hole[kept[:staying]] = False
+    order[hole.nonzero().flatten()] = kept[staying:]
     return order
 
 
