@@ -9,7 +9,7 @@ namespace shrinknets {
 namespace {
 
 constexpr int64_t kRun = 16384;     // elements of a long run that one unit takes
-constexpr int64_t kColumns = 2048;  // elements of neighbouring features that one unit takes from each row
+constexpr int64_t kColumns = 2048;  // of a row, where sums are taken: few parts of the sums
 constexpr int64_t kUnits = 256;     // enough to keep 64 threads busy
 constexpr int64_t kShort = 16;      // below this, runs of one feature are too short for a loop of their own
 
@@ -24,10 +24,11 @@ struct Units {
   Blocks blocks;
   int64_t pieces, width, across, groups, count, grain;
 
-  explicit Units(const Blocks& b) : blocks(b) {
+  // columns: elements of neighbouring features that one unit takes from each row.
+  Units(const Blocks& b, int64_t columns) : blocks(b) {
     const int64_t numel = b.numel(), wanted = std::min(kUnits, (numel + kRun - 1) / kRun);
     pieces = std::max<int64_t>(1, (b.inner + kRun - 1) / kRun);
-    width = std::max<int64_t>(1, kColumns / std::max<int64_t>(b.inner, 1));
+    width = std::max<int64_t>(1, columns / std::max<int64_t>(b.inner, 1));
     across = (b.features + width - 1) / width;
     const int64_t per_group = std::max<int64_t>(1, across * pieces);
     groups = std::clamp<int64_t>((wanted + per_group - 1) / per_group, 1, std::max<int64_t>(b.outer, 1));
@@ -92,7 +93,7 @@ std::vector<acc> scales(const Tensor& theta) {
 
 template <typename T, typename acc>
 void scale_all(const Blocks& blocks, const T* x, T* y, const std::vector<acc>& scale) {
-  const Units units(blocks);
+  const Units units(blocks, kRun);
   units.in_parallel([&](const Unit& unit) {
     if (blocks.inner >= kShort) {
       units.for_runs(unit, [&](int64_t c, int64_t at, int64_t n) {
@@ -114,7 +115,7 @@ template <typename G, typename T>
 void scale_and_reduce(const Blocks& blocks, const G* grad, const T* x, T* dx, const std::vector<acc_t<G, T>>& scale,
                       std::vector<double>& dtheta) {
   using acc = acc_t<G, T>;
-  const Units units(blocks);
+  const Units units(blocks, kColumns);
   std::vector<double> sums(units.parts() * blocks.features, 0.0);
   units.in_parallel([&](const Unit& unit) {
     double* own = sums.data() + unit.part * blocks.features;

@@ -11,6 +11,8 @@ zeros whatever they hold, dx included. x: (*, in), or (B, C, *size); x, weight a
 Source: ShrinkNets (Leclerc, Fernandez, Madden), equation 1.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
@@ -27,21 +29,24 @@ LIBRARY.define(f"alive_conv_input(Tensor grad, Tensor x, Tensor weight, Tensor t
 ops = torch.ops.shrinknets_fast
 
 
-def alive_rows(weight, theta):
-    """``weight`` without what its dead rows hold, where that matters: 0 * NaN is NaN.
+def around_the_dead(product, weight, theta):
+    """``product(weight)``, of which the dead rows count for nothing whatever they hold: 0 * NaN is NaN.
 
-    On the CPU looking at the dead rows first is cheaper than a pass over all of weight; elsewhere it would have to wait.
+    Their zeros are in the other factor, so only where they hold something that is not finite do they have to be cleared, and that
+    shows in the result. On the CPU one look at it is cheaper than a pass over all of weight; elsewhere it would have to wait.
     """
-    dead = theta <= 0
-    if weight.is_cpu and not (dead.any() and not weight[dead].isfinite().all()):
-        return weight
-    return torch.where(dead.view(-1, *[1] * (weight.dim() - 1)), torch.zeros_like(weight[:1]), weight)
+    if weight.is_cpu:
+        result = product(weight)
+        if math.isfinite(result.sum().item()):
+            return result
+    dead = (theta <= 0).view(-1, *[1] * (weight.dim() - 1))
+    return product(torch.where(dead, torch.zeros_like(weight[:1]), weight))
 
 
 @torch.library.impl(LIBRARY, "alive_product", "CompositeExplicitAutograd")
 def alive_product(grad, weight, theta):
     """``grad @ weight`` for a grad that is zero where theta is dead."""
-    return grad @ alive_rows(weight, theta)
+    return around_the_dead(lambda alive: grad @ alive, weight, theta)
 
 
 @torch.library.register_fake("shrinknets_fast::alive_product")
@@ -52,9 +57,8 @@ def _(grad, weight, theta):
 @torch.library.impl(LIBRARY, "alive_conv_input", "CompositeExplicitAutograd")
 def alive_conv_input(grad, x, weight, theta, stride, padding, dilation, groups):
     """The gradient of a convolution's input for a grad that is zero where theta is dead."""
-    return conv_backward(grad, x, alive_rows(weight, theta), (stride, padding, dilation, groups), [True, False, False])[
-        0
-    ]
+    window = (stride, padding, dilation, groups)
+    return around_the_dead(lambda alive: conv_backward(grad, x, alive, window, [True, False, False])[0], weight, theta)
 
 
 @torch.library.register_fake("shrinknets_fast::alive_conv_input")
