@@ -1,4 +1,5 @@
-"""Timing: every repetition runs every provider once, in rotated order, so that a machine's drift hits all of them alike.
+"""Timing: every repetition runs every provider once, in another random order, so that a machine's drift hits all of them alike
+and none always comes behind the same one (whose freed memory decided whether it met page faults: 13.9 ms against 4.6, seen).
 
 A sample is one prepared call, or the mean of as many calls as last a millisecond. Warm-up calls come first. On the CPU it is a
 clock's difference. On CUDA it lies between two events, behind a flush of the L2; the time until the calls had returned (host) is
@@ -9,6 +10,7 @@ idle at the start, so that what the host needs to launch them counts.
 import gc
 import itertools
 import math
+import random
 import time
 from dataclasses import dataclass, field
 from functools import cache
@@ -116,12 +118,11 @@ def measure(providers, device, effort, *, calls=None, host=False):
     gc.collect()
     gc.disable()
     try:
-        start, names = time.perf_counter(), list(providers)
+        start, names, shuffle = time.perf_counter(), list(providers), random.Random(0)
         for repeat in range(effort.most if names else 0):
             if repeat >= effort.least and time.perf_counter() - start > effort.seconds:
                 break
-            turn = repeat % len(names)
-            for name in names[turn:] + names[:turn]:
+            for name in shuffle.sample(names, len(names)):
                 seconds, returned = clock.sample(providers[name].run, states(name, group[name]))
                 timings[name].samples.append(seconds)
                 if returned is not None:
