@@ -31,8 +31,8 @@ Made by `python -m bench report` from the rows in [results](results); `make benc
 Times are medians of interleaved runs. **ratio**: ours over the yardstick (the plain layer, `copy_`, a training step, a network
 that has the final size from the start). **against**: a rival's time over ours; below 1 we lose, and the worst stands first;
 below 0.97 with the reason. **of the bound**: the time of a matmul of as many operations, or of a `copy_` of as many bytes as
-must move, over ours (above 100% where the library multiplies faster inside a convolution than in its matmul). A provider whose result is wrong has no time. *noisy*: a timing whose 80th percentile is above 1.2 times
-its 20th is part of the line."""
+must move, over ours; above 100% where the library multiplies faster inside a convolution than in its matmul. A provider whose
+result is wrong has no time. *noisy*: a timing whose 80th percentile is above 1.2 times its 20th is part of the line."""
 NO_GPU = "**There are no GPU rows: no GPU was at hand.** `bench/gpu.sh OUTDIR` makes them."
 
 
