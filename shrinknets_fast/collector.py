@@ -21,6 +21,7 @@ from .graph.explain import explain
 from .graph.plan import make_plan
 from .graph.rehearse import Rehearsal
 from .graph.trace import checked_inputs, lookup
+from .interrupts import uninterrupted
 from .memory import trim
 from .nn import Gated
 from .optimizers import bury, checked_optimizers, parameters_of
@@ -161,16 +162,17 @@ class GarbageCollector:
             left = self._stay_dead(dead, plan)
             check_storages(self.model, plan.tensors)
             self._rehearsal.run(self.model, plan.tensors, plan.widths)
-            before()
-            moved, freed = apply_plan(
-                plan,
-                self._network,
-                self._hubs,
-                self.model,
-                self.optimizers,
-                self._following,
-                self._rehearsal.depthwise,
-            )
+            with uninterrupted():
+                moved, freed = apply_plan(
+                    plan,
+                    self._network,
+                    self._hubs,
+                    self.model,
+                    self.optimizers,
+                    self._following,
+                    self._rehearsal.depthwise,
+                    before,
+                )
             self._seen = left
             for name in plan.padded:
                 warnings.warn(f"{name}: all its features are dead; one stays as padding", stacklevel=2)

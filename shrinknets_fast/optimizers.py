@@ -1,6 +1,7 @@
 """What the package needs to know about optimizers: which state belongs to a parameter, and how dead thetas stay dead."""
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 from .errors import ShrinkError
 from .ops.bury import bury_
@@ -30,6 +31,13 @@ def state_tensors(optimizer, parameter):
     """
     shaped = {}
     for name, value in optimizer.state.get(parameter, {}).items():
+        if isinstance(value, (list, tuple, dict)) and any(
+            isinstance(v, torch.Tensor) and v.dim() for v in tree_leaves(value)
+        ):
+            raise ShrinkError(
+                f"{type(optimizer).__name__}: state {name!r} is a {type(value).__name__} of tensors, expected tensors shaped "
+                "like the parameter; this optimizer's state cannot be shrunk"
+            )
         if not isinstance(value, torch.Tensor) or value.dim() == 0:
             continue
         fits = value.dim() == parameter.dim() and all(

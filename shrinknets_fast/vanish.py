@@ -16,15 +16,19 @@ def closed_branches(model, dead):
 def vanish(model, branches, optimizers, still_runs):
     """Take the branches out and return the names of those that went.
 
-    ``still_runs()`` tells whether the model still does; where it does not, because a branch changes the shape of its input,
-    that branch stays as it was.
+    ``still_runs()`` tells whether the model still does, or raises what the model raises; where it does not, because a branch
+    changes the shape of its input, that branch stays as it was.
     """
     before = {id(p) for p in model.parameters()}
     gone = []
     for name, gated in branches.items():
         branch = gated[0]
         gated[0] = nn.Identity().train(gated.training)
-        if still_runs():
+        try:
+            runs = still_runs()
+        except Exception:
+            runs = False
+        if runs:
             gone.append(name)
         else:
             gated[0] = branch

@@ -142,3 +142,48 @@ def test_states_that_mix_features_are_compacted_and_training_goes_on(kind):
     model(x).square().sum().backward()
     optimizer.step()
     assert all(p.isfinite().all() for p in model.parameters())
+
+
+def unchanged_after(gc, model, x, words):
+    kill(model)
+    before, versions = model(x), [p._version for p in model.parameters()]
+    with pytest.raises(sn.ShrinkError, match=words):
+        gc.collect()
+    assert torch.equal(model(x), before) and versions == [p._version for p in model.parameters()]
+
+
+def test_a_copy_made_in_inference_mode_is_refused_before_anything_moves():
+    model, x = torch.nn.Sequential(sn.FilteredLinear(4, 8), torch.nn.Linear(8, 3)), torch.randn(2, 4)
+    with torch.inference_mode():
+        ema = copy.deepcopy(model)
+        kill(ema)
+    unchanged_after(sn.GarbageCollector(model, x, follow=[ema]), model, x, "made under torch.inference_mode")
+
+
+def test_a_sparse_gradient_is_refused_by_name():
+    model = torch.nn.Sequential(torch.nn.Embedding(9, 8, sparse=True), sn.Filter(8, dim=-1), torch.nn.Linear(8, 3))
+    x = torch.randint(9, (2,))
+    gc = sn.GarbageCollector(model, x)
+    model(x).sum().backward()
+    unchanged_after(gc, model, x, r"0\.weight: its gradient has layout torch.sparse_coo")
+
+
+def test_state_in_lists_is_refused_by_name():
+    model, x = torch.nn.Sequential(sn.FilteredLinear(4, 8), torch.nn.Linear(8, 3)), torch.randn(2, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    gc = sn.GarbageCollector(model, x, optimizers=optimizer)
+    optimizer.state[model[0].weight]["preconditioners"] = [torch.zeros(8, 8)]
+    unchanged_after(gc, model, x, "state 'preconditioners' is a list of tensors")
+
+
+def test_constants_stay_where_they_are_if_the_collection_is_refused():
+    model = torch.nn.Sequential(sn.FilteredLinear(4, 8), torch.nn.Sigmoid(), torch.nn.Linear(8, 3))
+    x = torch.randn(2, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    gc = sn.GarbageCollector(model, x, optimizers=optimizer)
+    kill(model)
+    optimizer.state[model[2].weight]["odd"] = torch.zeros(7, 7)
+    before = model(x)
+    with pytest.raises(sn.ShrinkError, match="odd"):
+        gc.collect_constants()
+    assert torch.equal(model(x), before)

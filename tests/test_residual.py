@@ -150,3 +150,31 @@ def test_training_on_with_a_closed_branch_is_the_same_with_and_without_collectio
             found.append(float(loss.detach()))
         losses.append(found)
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+class Projected(nn.Module):
+    """The branch changes the number of channels, so nothing can stand in for it."""
+
+    def __init__(self):
+        super().__init__()
+        self.skip, self.branch = nn.Linear(4, 8), nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8))
+
+    def forward(self, x):
+        return self.skip(x) + self.branch(x)
+
+
+def test_a_closed_branch_that_changes_its_inputs_shape_stays():
+    model, x = nn.Sequential(nn.Linear(4, 4), Projected()), torch.randn(3, 4)
+    sn.add_filters(model, x, depth=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    gc = sn.GarbageCollector(model, x, optimizers=optimizer)
+    gated = [m for m in model.modules() if isinstance(m, sn.nn.Gated)]
+    assert gated
+    with torch.no_grad():
+        for m in gated:
+            m.gate.theta.fill_(-1)
+    before, branches = model(x), [m[0] for m in gated]
+    assert not gc.collect().branches
+    assert branches == [m[0] for m in gated]
+    torch.testing.assert_close(model(x), before)
+    assert {id(p) for group in optimizer.param_groups for p in group["params"]} == {id(p) for p in model.parameters()}

@@ -12,7 +12,7 @@
 namespace shrinknets {
 namespace {
 
-constexpr int kTileBytes = 32 << 10;  // five blocks to a multiprocessor hold 160 KB: more than a read's latency takes
+constexpr int kTileBytes = 32 << 10;  // four blocks of 64 registers fill a multiprocessor and hold 128 KB in flight
 
 // A tensor in device memory, in the call's one sequence of tiles.
 struct Entry {

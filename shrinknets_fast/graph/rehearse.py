@@ -1,6 +1,8 @@
 """The model's real forward on a fake copy at the planned widths: a width baked into the user's code shows up here."""
 
+import contextlib
 import copy
+import logging
 import traceback
 from pathlib import Path
 
@@ -42,7 +44,7 @@ class Rehearsal:
 
     def output_shapes(self, model, sizes=None):
         """{mode: output shapes} of a fake copy of ``model`` whose tensors have ``sizes`` ({id(tensor): shape})."""
-        with self.mode, torch.no_grad():
+        with self.mode, torch.no_grad(), quiet():
             shadow = copy.deepcopy(model, self._fakes(model, sizes))
             sync_sizes(shadow, self.depthwise)
             shapes = {}
@@ -62,6 +64,17 @@ class Rehearsal:
             is_parameter = isinstance(tensor, torch.nn.Parameter)
             fakes[id(tensor)] = torch.nn.Parameter(fake, tensor.requires_grad) if is_parameter else fake
         return fakes
+
+
+@contextlib.contextmanager
+def quiet():
+    """Fake tensors log the traceback of what fails, which here is an answer."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
 
 
 def blame(error):

@@ -15,6 +15,8 @@ sliding (Gomez-Luna et al., ICPP 2015), with the waits corrected: see csrc/tiles
 
 import torch
 
+from ..errors import ShrinkError
+
 _compact_ = torch.ops.shrinknets_fast.compact_
 
 
@@ -43,6 +45,10 @@ def compact_(members):
     """
     calls, apart, layouts = {}, [], {}
     for tensor, keep in members:
+        if tensor.is_inference():
+            raise ShrinkError(
+                f"compact_: a tensor of shape {tuple(tensor.shape)} was made in inference mode, it has to stay"
+            )
         key = id(keep), tensor.shape, tensor.stride()
         layout = layouts.get(key)
         if layout is None:
@@ -51,8 +57,8 @@ def compact_(members):
             apart.append((tensor, gathered(tensor, keep)))  # may raise, so before a byte is moved
         elif keep:
             calls.setdefault(tensor.device, []).append((tensor, layout))
-    for group in calls.values():
-        call(group)
+    for device in sorted(calls, key=lambda device: device.type == "cpu"):  # last, since a GPU's call may lack memory
+        call(calls[device])
     for tensor, result in apart:
         tensor.set_(result)
     for group in calls.values():
