@@ -40,13 +40,15 @@ inline KeptList check_kept(const Tensor& kept, size_t index) {
     list.ascends = list.ascends && (i == 0 || list.data[i - 1] < from);
     list.largest = std::max(list.largest, from);
     fills = fills && (from == i || from > tail);
-    if (from != i) {
-      tail = from;
-      list.holes.push_back(i);
-      list.tail.push_back(from);
-    }
+    tail = from != i ? from : tail;
     SN_CHECK(list.ascends || fills, kCompact, ": ", name, " holds ", from, " at position ", i,
              ", expected ascending positions, or each position itself or, ascending, one from ", list.size, " on");
+  }
+  for (int64_t i = 0; i < list.size && !list.ascends; ++i) {
+    if (list.data[i] != i) {
+      list.holes.push_back(i);
+      list.tail.push_back(list.data[i]);
+    }
   }
   return list;
 }
