@@ -3,6 +3,7 @@
 import torch
 
 SLACK = 4.0  # times that error; a wrong result is off by orders of magnitude
+FLIPS = 0.05  # of whole networks: one relu whose sign flips moves a gradient by up to 2.6% (3 of 14 seeds of unfused ResNet-18)
 FLOOR = 8.0  # times the dtype's epsilon, for results that the composition gets exactly right
 
 
@@ -19,10 +20,12 @@ def worst(got, expected):
     return max(error(value, wanted) for value, wanted in zip(got, expected, strict=True))
 
 
-def as_close_as(measured, expected, dtype):
+def as_close_as(measured, expected, dtype, least=0.0):
     """check(tensors): the worst error at most SLACK times the worst of ``measured``, both against ``expected`` in float64.
+
+    least: an error that is always allowed.
 
     The worst of all, not one by one: dtheta from dW inherits oneDNN's error of dW, 10 times that of a sum over activations.
     """
-    limit = SLACK * worst(measured, expected) + FLOOR * torch.finfo(dtype).eps
+    limit = max(least, SLACK * worst(measured, expected) + FLOOR * torch.finfo(dtype).eps)
     return lambda got: worst(got, expected) <= limit

@@ -9,6 +9,8 @@ import shrinknets_fast as sn
 from shrinknets_fast.graph import apply
 from shrinknets_fast.interrupts import uninterrupted
 
+pytestmark = pytest.mark.usefixtures("ctrl_c")
+
 
 def test_an_interrupt_waits_for_the_end():
     steps = []

@@ -98,7 +98,7 @@ def test_nan_in_theta_stops_training_and_keeps_the_last_good_checkpoint(tmp_path
     assert all(value.isfinite().all() for value in last["model"].values())
 
 
-def test_a_second_ctrl_c_is_not_held_back():
+def test_a_second_ctrl_c_is_not_held_back(ctrl_c):
     with Interrupt() as interrupt:
         assert not interrupt
         signal.raise_signal(signal.SIGINT)
