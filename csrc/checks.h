@@ -88,9 +88,11 @@ inline void check_same_device(const char* op, const char* name, const Tensor& t,
            device_of(t), ", expected ", device_of(u), " as ", other);
 }
 
-inline void check_vector(const char* op, const char* name, const Tensor& t, int64_t size, const char* match) {
+// match(): what the size has to fit, in words.
+template <typename Match>
+void check_vector(const char* op, const char* name, const Tensor& t, int64_t size, const Match& match) {
   SN_CHECK(t.dim() == 1 && t.size(0) == size, op, ": ", name, " has shape ", shape_of(t), ", expected (", size,
-           ",) to match ", match);
+           ",) to match ", match());
 }
 
 inline void check_same_shape(const char* op, const char* name, const Tensor& t, const char* other, const Tensor& u) {

@@ -32,7 +32,7 @@ inline int64_t check_filter(const char* op, const Tensor& x, const Tensor& theta
   SN_CHECK(dim >= -ndim && dim < ndim, op, ": dim is ", dim, ", expected ", -ndim, " to ", ndim - 1, " for x ",
            shape_of(x));
   dim = dim < 0 ? dim + ndim : dim;
-  check_vector(op, "theta", theta, x.size(dim), ("dimension " + std::to_string(dim) + " of x " + shape_of(x)).c_str());
+  check_vector(op, "theta", theta, x.size(dim), [&] { return text("dimension ", dim, " of x ", shape_of(x)); });
   return dim;
 }
 

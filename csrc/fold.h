@@ -11,13 +11,13 @@ inline void check_fold(const char* op, const Tensor& weight, const std::optional
   SN_CHECK(weight.dim() <= kMaxDims, op, ": weight has ", weight.dim(), " dimensions, expected 1 to ", kMaxDims);
   check_dtype(op, "weight", weight);
   check_dtype(op, "theta", theta);
-  const std::string match = "weight " + shape_of(weight);
+  const auto match = [&] { return "weight " + shape_of(weight); };
   check_same_device(op, "theta", theta, "weight", weight);
-  check_vector(op, "theta", theta, weight.size(0), match.c_str());
+  check_vector(op, "theta", theta, weight.size(0), match);
   if (bias.has_value()) {
     check_dtype(op, "bias", *bias);
     check_same_device(op, "bias", *bias, "weight", weight);
-    check_vector(op, "bias", *bias, weight.size(0), match.c_str());
+    check_vector(op, "bias", *bias, weight.size(0), match);
   }
 }
 
@@ -34,11 +34,6 @@ inline void check_fold_backward(const Tensor& grad_weight, const std::optional<T
     check_same_device(op, "grad_bias", *grad_bias, "weight", weight);
     check_same_shape(op, "grad_bias", *grad_bias, "bias", *bias);
   }
-}
-
-// Vectors are read by index alone, so they are made contiguous where they are not.
-inline std::optional<Tensor> contiguous(const std::optional<Tensor>& t) {
-  return t.has_value() ? std::optional(torch::stable::contiguous(*t)) : std::nullopt;
 }
 
 }  // namespace shrinknets

@@ -7,9 +7,9 @@ STABLE_TORCH_LIBRARY(shrinknets_fast, m) {
   m.def(
       "fold_backward(Tensor grad_weight, Tensor? grad_bias, Tensor weight, Tensor? bias, Tensor theta)"
       " -> (Tensor, Tensor, Tensor)");
-  // filter.cpp, filter.cu
-  m.def("filter(Tensor x, Tensor theta, int dim=1) -> Tensor");
-  m.def("filter_backward(Tensor grad, Tensor x, Tensor theta, int dim=1) -> (Tensor, Tensor)");
+  // filter.cpp, filter.cu; with relu the backward's x is the forward's output
+  m.def("filter(Tensor x, Tensor theta, int dim=1, bool relu=False) -> Tensor");
+  m.def("filter_backward(Tensor grad, Tensor x, Tensor theta, int dim=1, bool relu=False) -> (Tensor, Tensor)");
   // aliveness.cpp, aliveness.cu: bytes; (dead, not finite) of each group as int64, then the dead masks
   m.def("aliveness(Tensor[] thetas, int[] group) -> Tensor");
   // bury.cpp, bury.cu: zeros where theta <= 0, in theta and in state[i] of thetas[owner[i]]

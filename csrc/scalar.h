@@ -44,6 +44,16 @@ void dispatch(torch::headeronly::ScalarType type, const F& f) {
   }
 }
 
+// Calls f with a constant: f's argument, called, can name a template.
+template <typename F>
+void with_flag(bool flag, const F& f) {
+  if (flag) {
+    f(std::true_type{});
+  } else {
+    f(std::false_type{});
+  }
+}
+
 // A vector of any of the four dtypes; a null pointer stands for "not given".
 struct Vector {
   void* data = nullptr;
@@ -105,6 +115,18 @@ template <typename acc>
 SN_HOST_DEVICE acc scaled(acc value, acc scale) {
   const acc product = value * scale;
   return scale == acc(0) ? acc(0) : product;
+}
+
+// relu as torch's: a NaN stays a NaN.
+template <bool relu, typename acc>
+SN_HOST_DEVICE acc activated(acc value) {
+  return relu && value <= acc(0) ? acc(0) : value;
+}
+
+// The gradient behind a relu whose output is `out`.
+template <bool relu, typename acc>
+SN_HOST_DEVICE acc passed(acc grad, acc out) {
+  return relu && out <= acc(0) ? acc(0) : grad;
 }
 
 }  // namespace shrinknets

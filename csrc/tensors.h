@@ -39,6 +39,15 @@ inline Tensor widened(const Tensor& t, bool wide) {
   return wide ? torch::stable::to(t, ScalarType::Double) : t;
 }
 
+// Vectors are read by index alone, so they are made contiguous where they are not; a call of torch's op costs 0.5 us.
+inline Tensor dense(const Tensor& t) {
+  return t.is_contiguous() ? t : torch::stable::contiguous(t);
+}
+
+inline std::optional<Tensor> dense(const std::optional<Tensor>& t) {
+  return t.has_value() ? std::optional(dense(*t)) : std::nullopt;
+}
+
 // Allocation gives an empty tensor where an optional argument is absent.
 inline Tensor empty_or_absent(const std::optional<Tensor>& t, const Tensor& like) {
   return t.has_value() ? empty_like(*t, t->scalar_type()) : empty_vector(like, 0, like.scalar_type());

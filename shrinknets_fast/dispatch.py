@@ -40,9 +40,14 @@ class Layer(NamedTuple):
     flips: bool = False
 
     @property
+    def light(self):
+        """A call costs more than a pass over the weights."""
+        return self.columns * self.features <= CALL_BOUND
+
+    @property
     def weighs(self):
         """Weights outweigh outputs, and calls."""
-        return self.rows < self.columns and self.columns * self.features > CALL_BOUND
+        return self.rows < self.columns and not self.light
 
     @property
     def small(self):

@@ -16,7 +16,7 @@ from .errors import ShrinkError
 from .ops.conv import conv
 from .ops.epilogue import conv_epilogue, epilogue
 from .ops.filter import filter
-from .ops.fold import fold
+from .ops.fold import fold, folded_linear
 from .ops.linear import linear
 
 __all__ = [
@@ -55,12 +55,12 @@ def filtered_linear(input, weight, bias, theta, *, activation=None, path=None):
     path: None lets dispatch.py choose; or "fold", "epilogue", "triton" or "reference".
     """
     dtype, relu = compute_dtype(weight), is_relu(activation)
+    features, columns = weight.shape
     flips = relu and weight.dtype.itemsize == 2
-    layer = Layer(input.shape[:-1].numel(), *weight.shape[::-1], dtype or input.dtype, flips)
+    layer = Layer(input.shape[:-1].numel(), columns, features, dtype or input.dtype, flips)
     path = path_of("linear", input.device.type, layer, path)
     if path == "fold":
-        weight, bias = fold(weight, bias, theta, dtype)
-        return activate(F.linear(input, weight, bias), activation)
+        return activate(folded_linear(input, weight, bias, theta, dtype, layer.light), activation)
     input = input.to(layer.dtype)
     if path == "triton":
         return linear(input, weight, bias, theta, relu)

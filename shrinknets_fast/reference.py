@@ -48,15 +48,18 @@ def fold_backward(grad_weight, grad_bias, weight, bias, theta):
     return dweight, dbias, torch.where(theta <= 0, torch.zeros_like(dot), dot).to(theta.dtype)
 
 
-def filter(x, theta, dim=1):
-    return torch.empty_like(x).copy_(scaled(x, theta, dim, widest(x, theta)))
+def filter(x, theta, dim=1, relu=False):
+    y = scaled(x, theta, dim, widest(x, theta))
+    return torch.empty_like(x).copy_(torch.relu(y) if relu else y)
 
 
-def filter_backward(grad, x, theta, dim=1):
+def filter_backward(grad, x, theta, dim=1, relu=False):
     wide = widest(grad, x, theta)
+    grad = torch.where(x <= 0, 0.0, grad.to(wide)) if relu else grad.to(wide)
     dx = torch.empty_like(x).copy_(scaled(grad, theta, dim, wide))
-    product = grad.to(wide) * x.to(wide)
+    product = grad * x.to(wide)
     dtheta = product.sum().reshape(1) if len(theta) == 1 else product.transpose(0, dim).unsqueeze(-1).flatten(1).sum(1)
+    dtheta = dtheta / theta.to(wide) if relu else dtheta
     return dx, torch.where(theta <= 0, torch.zeros_like(dtheta), dtheta).to(theta.dtype)
 
 

@@ -35,12 +35,17 @@ def make(shape, dim, dtype=torch.float64, device="cpu", theta_dtype=None):
 
 
 def check(x, theta, grad, dim):
-    y = ops.filter(x, theta, dim)
-    assert y.dtype == x.dtype and y.stride() == torch.empty_like(x).stride()
-    assert_close(y, reference.filter(*wide(x, theta), dim))
-    dx, dtheta = ops.filter_backward(grad, x, theta, dim)
-    assert dx.dtype == x.dtype and dtheta.dtype == theta.dtype and dx.stride() == y.stride()
-    ref_dx, ref_dtheta = reference.filter_backward(*wide(grad, x, theta), dim)
+    for relu in (False, True):
+        y = ops.filter(x, theta, dim, relu)
+        assert y.dtype == x.dtype and y.stride() == torch.empty_like(x).stride()
+        assert_close(y, reference.filter(*wide(x, theta), dim, relu))
+        check_backward(y if relu else x, theta, grad, dim, relu)
+
+
+def check_backward(x, theta, grad, dim, relu):
+    dx, dtheta = ops.filter_backward(grad, x, theta, dim, relu)
+    assert dx.dtype == x.dtype and dtheta.dtype == theta.dtype and dx.stride() == torch.empty_like(x).stride()
+    ref_dx, ref_dtheta = reference.filter_backward(*wide(grad, x, theta), dim, relu)
     assert_close(dx, ref_dx, dtype=max((x.dtype, grad.dtype), key=lambda d: torch.finfo(d).eps))
     assert_close(dtheta, ref_dtheta, dtype=max((x.dtype, theta.dtype), key=lambda d: torch.finfo(d).eps))
     assert (dtheta[theta <= 0] == 0).all()
@@ -70,18 +75,32 @@ def test_a_gate_takes_any_tensor(shape, value, device):
         assert all((g == 0).all() for g in ops.filter_backward(x, x, theta, 1))
 
 
+@pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
 @pytest.mark.parametrize(("shape", "dim"), [((4, 6), 1), ((2, 6, 5, 7), 1), ((3, 6, 2), 1)], ids=str)
-def test_dead_features_are_zero_whatever_they_hold(poison, shape, dim, device):
+def test_dead_features_are_zero_whatever_they_hold(poison, shape, dim, relu, device):
     x, theta, grad = make(shape, dim, torch.float32, device)
     theta.copy_(torch.tensor([0.0, -1, -0.0, 1, 2, -float("inf")]))
     dead = theta <= 0
     for t in (x, grad):
         t.transpose(0, dim)[dead] = poison
-    for tensor in (ops.filter(x, theta, dim), ops.filter_backward(grad, x, theta, dim)[0]):
+    y = ops.filter(x, theta, dim, relu)
+    dx, dtheta = ops.filter_backward(grad, y if relu else x, theta, dim, relu)
+    for tensor in (y, dx):
         assert (tensor.transpose(0, dim)[dead] == 0).all() and tensor.isfinite().all()
-    dtheta = ops.filter_backward(grad, x, theta, dim)[1]
     assert (dtheta[dead] == 0).all() and dtheta.isfinite().all()
+
+
+@pytest.mark.parametrize("shape", [(3, 6), (2, 6, 40)], ids=str)
+def test_relu_keeps_nan_and_its_gradient_passes_nothing_where_the_output_is_zero(shape, device):
+    x, theta, _ = make(shape, 1, torch.float32, device)
+    theta = theta.abs()
+    x[0, 1], x[:, 2] = float("nan"), -1.0
+    y = ops.filter(x, theta, relu=True)
+    assert torch.equal(y.isnan(), x.isnan()) and (y[:, 2] == 0).all()
+    poisoned = torch.full_like(x, float("nan"))
+    dx, dtheta = ops.filter_backward(poisoned, y, theta, relu=True)
+    assert torch.equal(dx.isnan(), ~(y <= 0)) and dtheta[2] == 0
 
 
 def test_a_nan_theta_is_not_dead(device):
@@ -158,7 +177,8 @@ def test_offset_views_leave_their_surroundings_alone(dtype, device):
 def test_gradcheck(shape, dim, entries):
     x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
     theta = torch.tensor([0.7, -0.5, 1.2, 0.3][:entries], dtype=torch.float64, requires_grad=True)
-    torch.autograd.gradcheck(lambda x, theta: filter(x, theta, dim), (x, theta))
+    for relu in (False, True):
+        torch.autograd.gradcheck(lambda x, theta: filter(x, theta, dim, relu), (x, theta))  # noqa: B023
 
 
 def test_twice_is_refused():

@@ -219,6 +219,9 @@ def test_saves_no_more_for_backward_than_the_plain_layer_and_its_folded_weight(l
     folded = layer.weight.numel() * layer.weight.element_size()
     assert theirs > 0
     assert ours <= theirs + folded
+    layer.path = "epilogue"
+    output = 0 if activation else layer(x).nbytes  # what the filter was applied to
+    assert saved_bytes(layer, x, layer.parameters()) == theirs + output
 
 
 @pytest.mark.parametrize("kind", ["linear", "conv2d"])

@@ -91,7 +91,7 @@ std::vector<acc> scales(const Tensor& theta) {
   return result;
 }
 
-template <typename T, typename acc>
+template <bool relu, typename T, typename acc>
 void scale_all(const Blocks& blocks, const T* x, T* y, const std::vector<acc>& scale) {
   const Units units(blocks, kRun);
   units.in_parallel([&](const Unit& unit) {
@@ -100,18 +100,18 @@ void scale_all(const Blocks& blocks, const T* x, T* y, const std::vector<acc>& s
         if (scale[c] == acc(0)) {
           std::fill_n(y + at, n, T(0));
         } else {
-          scale_run(x + at, y + at, n, scale[c]);
+          scale_run<relu>(x + at, y + at, n, scale[c]);
         }
       });
       return;
     }
     units.for_chunks(unit, [&](int64_t c, int64_t at, int64_t n) {
-      scale_columns(x + at, y + at, n, blocks.inner, scale.data() + c);
+      scale_columns<relu>(x + at, y + at, n, blocks.inner, scale.data() + c);
     });
   });
 }
 
-template <typename G, typename T>
+template <bool relu, typename G, typename T>
 void scale_and_reduce(const Blocks& blocks, const G* grad, const T* x, T* dx, const std::vector<acc_t<G, T>>& scale,
                       std::vector<double>& dtheta) {
   using acc = acc_t<G, T>;
@@ -124,55 +124,63 @@ void scale_and_reduce(const Blocks& blocks, const G* grad, const T* x, T* dx, co
         if (scale[c] == acc(0)) {
           std::fill_n(dx + at, n, T(0));
         } else {
-          own[c] += scale_and_dot(grad + at, x + at, dx + at, n, scale[c]);
+          own[c] += scale_and_dot<relu>(grad + at, x + at, dx + at, n, scale[c]);
         }
       });
       return;
     }
     units.for_chunks(unit, [&](int64_t c, int64_t at, int64_t n) {
-      scale_and_add_columns(grad + at, x + at, dx + at, n, blocks.inner, scale.data() + c, own + c);
+      scale_and_add_columns<relu>(grad + at, x + at, dx + at, n, blocks.inner, scale.data() + c, own + c);
     });
   });
-  for (int64_t part = 0; part < units.parts(); ++part) {
-    for (int64_t c = 0; c < blocks.features; ++c) {
-      dtheta[c] += scale[c] == acc(0) ? 0.0 : sums[part * blocks.features + c];
+  for (int64_t c = 0; c < blocks.features; ++c) {
+    if (scale[c] != acc(0)) {
+      for (int64_t part = 0; part < units.parts(); ++part) {
+        dtheta[c] += sums[part * blocks.features + c];
+      }
+      dtheta[c] /= relu ? scale[c] : acc(1);
     }
   }
 }
 
-Tensor filter(Tensor x, Tensor theta, int64_t dim) {
+Tensor filter(Tensor x, Tensor theta, int64_t dim, bool relu) {
   dim = check_filter("filter", x, theta, dim);
   Tensor y = empty_like(x, x.scalar_type());
   const Tensor from = laid_out_as(x, y, x.scalar_type());
   const Blocks blocks = make_blocks(y, theta, dim);
-  const Tensor values = torch::stable::contiguous(theta);
+  const Tensor values = dense(theta);
   dispatch(x.scalar_type(), [&](auto t) {
     using T = typename decltype(t)::type;
     const T* in = static_cast<const T*>(from.data_ptr());
     T* out = static_cast<T*>(y.data_ptr());
-    if (is_double(theta)) {
-      scale_all(blocks, in, out, scales<double>(values));
-    } else {
-      scale_all(blocks, in, out, scales<acc_t<T>>(values));
-    }
+    with_flag(relu, [&](auto flag) {
+      if (is_double(theta)) {
+        scale_all<flag()>(blocks, in, out, scales<double>(values));
+      } else {
+        scale_all<flag()>(blocks, in, out, scales<acc_t<T>>(values));
+      }
+    });
   });
   return y;
 }
 
-std::tuple<Tensor, Tensor> filter_backward(Tensor grad, Tensor x, Tensor theta, int64_t dim) {
+std::tuple<Tensor, Tensor> filter_backward(Tensor grad, Tensor x, Tensor theta, int64_t dim, bool relu) {
   dim = check_filter_backward(grad, x, theta, dim);
   Tensor dx = empty_like(x, x.scalar_type());
   Tensor dtheta = empty_vector(theta, theta.numel(), theta.scalar_type());
   const Tensor from = laid_out_as(x, dx, x.scalar_type()), upstream = upstream_for(grad, dx, theta);
   const Blocks blocks = make_blocks(dx, theta, dim);
-  const Tensor values = torch::stable::contiguous(theta);
+  const Tensor values = dense(theta);
   std::vector<double> sums(theta.numel(), 0.0);
   dispatch(upstream.scalar_type(), [&](auto g) {
     dispatch(x.scalar_type(), [&](auto t) {
       using G = typename decltype(g)::type;
       using T = typename decltype(t)::type;
-      scale_and_reduce<G, T>(blocks, static_cast<const G*>(upstream.data_ptr()), static_cast<const T*>(from.data_ptr()),
-                             static_cast<T*>(dx.data_ptr()), scales<acc_t<G, T>>(values), sums);
+      with_flag(relu, [&](auto flag) {
+        scale_and_reduce<flag()>(blocks, static_cast<const G*>(upstream.data_ptr()),
+                                 static_cast<const T*>(from.data_ptr()), static_cast<T*>(dx.data_ptr()),
+                                 scales<acc_t<G, T>>(values), sums);
+      });
     });
   });
   const Vector out(dtheta);

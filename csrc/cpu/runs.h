@@ -46,8 +46,8 @@ struct Target<T, true> {
   void put(T* p, int64_t n) { shrinknets::narrow(buffer, p, n); }
 };
 
-// to = s from, for a live s.
-template <typename acc, typename I, typename O>
+// to = s from, or relu of it, for a live s.
+template <bool relu = false, typename acc, typename I, typename O>
 SN_VECTOR void scale_run(const I* from, O* to, int64_t n, acc s) {
   Source<I> source;
   Target<O> target;
@@ -56,7 +56,7 @@ SN_VECTOR void scale_run(const I* from, O* to, int64_t n, acc s) {
     const auto* in = source.get(from + start, count);
     auto* out = target.get(to + start);
     for (int64_t k = 0; k < count; ++k) {
-      out[k] = static_cast<typename Target<O>::type>(static_cast<acc>(in[k]) * s);
+      out[k] = static_cast<typename Target<O>::type>(activated<relu>(static_cast<acc>(in[k]) * s));
     }
     target.put(to + start, count);
   }
@@ -76,9 +76,10 @@ inline acc sum_of(const acc* lanes) {
   }
 }
 
-// <G, W> of one run and dW = s G for a live s, in one read. 16 sums side by side, flushed into a double after every
-// chunk, keep the error below torch's own sum while the loop stays vector code.
-template <typename acc, typename G, typename W>
+// <G, W> of one run and dW = s G for a live s, in one read; with relu W is its output, which G has to pass. 16 sums
+// side by side, flushed into a double after every chunk, keep the error below torch's own sum while the loop stays
+// vector code.
+template <bool relu = false, typename acc, typename G, typename W>
 SN_VECTOR double scale_and_dot(const G* grad, const W* weight, W* dweight, int64_t n, acc s) {
   constexpr int kLanes = 16;
   Source<G> grads;
@@ -94,15 +95,17 @@ SN_VECTOR double scale_and_dot(const G* grad, const W* weight, W* dweight, int64
     int64_t k = 0;
     for (; k + kLanes <= count; k += kLanes) {
       for (int lane = 0; lane < kLanes; ++lane) {
-        const acc upstream = static_cast<acc>(g[k + lane]);
-        lanes[lane] += upstream * static_cast<acc>(w[k + lane]);
+        const acc value = static_cast<acc>(w[k + lane]);
+        const acc upstream = passed<relu>(static_cast<acc>(g[k + lane]), value);
+        lanes[lane] += upstream * value;
         dw[k + lane] = static_cast<typename Target<W>::type>(upstream * s);
       }
     }
     acc rest = 0;  // an index into lanes that is known at run time only would keep them out of registers
     for (; k < count; ++k) {
-      const acc upstream = static_cast<acc>(g[k]);
-      rest += upstream * static_cast<acc>(w[k]);
+      const acc value = static_cast<acc>(w[k]);
+      const acc upstream = passed<relu>(static_cast<acc>(g[k]), value);
+      rest += upstream * value;
       dw[k] = static_cast<typename Target<W>::type>(upstream * s);
     }
     target.put(dweight + start, count);
@@ -127,21 +130,22 @@ void for_elements(int64_t n, int64_t inner, const Body& body) {
   }
 }
 
-// to = s from for n neighbouring elements, no more than a chunk, `inner` of each feature; s may be dead.
-template <typename acc, typename T>
+// to = s from, or relu of it, for n neighbouring elements, no more than a chunk, `inner` of each feature; s may be
+// dead.
+template <bool relu, typename acc, typename T>
 SN_VECTOR void scale_columns(const T* from, T* to, int64_t n, int64_t inner, const acc* s) {
   Source<T> source;
   Target<T> target;
   const auto* in = source.get(from, n);
   auto* out = target.get(to);
   for_elements(n, inner, [=](int64_t k, int64_t c) {
-    out[k] = static_cast<typename Target<T>::type>(scaled(static_cast<acc>(in[k]), s[c]));
+    out[k] = static_cast<typename Target<T>::type>(activated<relu>(scaled(static_cast<acc>(in[k]), s[c])));
   });
   target.put(to, n);
 }
 
-// dx = s grad, and sums += grad x for each feature, over elements as in scale_columns.
-template <typename acc, typename G, typename T>
+// dx = s grad, and sums += grad x for each feature, over elements as in scale_columns; relu as in scale_and_dot.
+template <bool relu, typename acc, typename G, typename T>
 SN_VECTOR void scale_and_add_columns(const G* grad, const T* x, T* dx, int64_t n, int64_t inner, const acc* s,
                                      double* sums) {
   Source<G> grads;
@@ -151,8 +155,9 @@ SN_VECTOR void scale_and_add_columns(const G* grad, const T* x, T* dx, int64_t n
   const auto* in = inputs.get(x, n);
   auto* out = target.get(dx);
   for_elements(n, inner, [=](int64_t k, int64_t c) {
-    const acc upstream = static_cast<acc>(g[k]);
-    sums[c] += static_cast<double>(upstream * static_cast<acc>(in[k]));
+    const acc value = static_cast<acc>(in[k]);
+    const acc upstream = passed<relu>(static_cast<acc>(g[k]), value);
+    sums[c] += static_cast<double>(upstream * value);
     out[k] = static_cast<typename Target<T>::type>(scaled(upstream, s[c]));
   });
   target.put(dx, n);

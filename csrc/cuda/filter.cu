@@ -10,8 +10,8 @@ namespace {
 constexpr int64_t kShort = 32;  // below this, runs of one feature are too short for a warp
 constexpr int kTileRows = kThreads / kWarp;
 
-// y = x s, V neighbouring elements at a time; all of a pack lie in one run, or a run is one element.
-template <typename T, typename acc, int V>
+// y = x s, or relu of it, V neighbouring elements at a time; all of a pack lie in one run, or a run is one element.
+template <bool relu, typename T, typename acc, int V>
 __global__ void filter_kernel(Blocks blocks, const T* x, T* y, Vector theta) {
   const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x * V;
   for (int64_t i = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * V; i < blocks.numel(); i += step) {
@@ -24,14 +24,14 @@ __global__ void filter_kernel(Blocks blocks, const T* x, T* y, Vector theta) {
       if (v > 0 && blocks.inner == 1) {
         s = scale_of<acc>(theta, first + v);
       }
-      out.value[v] = static_cast<T>(scaled(static_cast<acc>(in.value[v]), s));
+      out.value[v] = static_cast<T>(activated<relu>(scaled(static_cast<acc>(in.value[v]), s)));
     }
     *reinterpret_cast<Pack<T, V>*>(y + i) = out;
   }
 }
 
-// Long runs: block (c, part) takes a share of feature c's elements; partial[part][c] is its sum.
-template <typename G, typename T>
+// Long runs: block (c, part) takes a share of feature c's elements; partial[part][c] is its sum. relu: x is the output.
+template <bool relu, typename G, typename T>
 __global__ void runs_backward_kernel(Blocks blocks, const G* grad, const T* x, T* dx, Vector theta,
                                      acc_t<G, T>* partial) {
   using acc = acc_t<G, T>;
@@ -45,8 +45,9 @@ __global__ void runs_backward_kernel(Blocks blocks, const G* grad, const T* x, T
   for (int64_t j = begin + threadIdx.x; j < end; j += kThreads) {
     const int64_t o = j / blocks.inner;
     const int64_t i = (o * blocks.features + c) * blocks.inner + (j - o * blocks.inner);
-    const acc g = static_cast<acc>(grad[i]);
-    sum += g * static_cast<acc>(x[i]);
+    const acc value = static_cast<acc>(x[i]);
+    const acc g = passed<relu>(static_cast<acc>(grad[i]), value);
+    sum += g * value;
     dx[i] = static_cast<T>(scaled(g, s));
   }
   sum = block_sum(sum);
@@ -57,7 +58,7 @@ __global__ void runs_backward_kernel(Blocks blocks, const G* grad, const T* x, T
 
 // Short runs: x is a matrix of `outer` rows and features * inner columns; a block takes 32 columns of a share of the
 // rows.
-template <typename G, typename T>
+template <bool relu, typename G, typename T>
 __global__ void columns_backward_kernel(Blocks blocks, const G* grad, const T* x, T* dx, Vector theta,
                                         acc_t<G, T>* partial) {
   using acc = acc_t<G, T>;
@@ -73,8 +74,9 @@ __global__ void columns_backward_kernel(Blocks blocks, const G* grad, const T* x
     const acc s = scale_of<acc>(theta, column / blocks.inner);
     for (int64_t row = begin + tile_row; row < end; row += kTileRows) {
       const int64_t i = row * columns + column;
-      const acc g = static_cast<acc>(grad[i]);
-      sum += g * static_cast<acc>(x[i]);
+      const acc value = static_cast<acc>(x[i]);
+      const acc g = passed<relu>(static_cast<acc>(grad[i]), value);
+      sum += g * value;
       dx[i] = static_cast<T>(scaled(g, s));
     }
   }
@@ -89,7 +91,7 @@ __global__ void columns_backward_kernel(Blocks blocks, const G* grad, const T* x
 }
 
 // dtheta[c] = sum of partial[part][c * width + k] over part and k; a warp per feature, always in the same order.
-template <typename acc>
+template <bool relu, typename acc>
 __global__ void reduce_partial_kernel(int64_t features, int64_t width, int64_t parts, const acc* partial, Vector theta,
                                       Vector dtheta) {
   const int64_t c = static_cast<int64_t>(blockIdx.x) * kTileRows + threadIdx.x / kWarp;
@@ -102,18 +104,19 @@ __global__ void reduce_partial_kernel(int64_t features, int64_t width, int64_t p
   }
   sum = warp_sum(sum);
   if (threadIdx.x % kWarp == 0) {
-    dtheta.set<acc>(c, scale_of<acc>(theta, c) == acc(0) ? acc(0) : sum);
+    const acc s = scale_of<acc>(theta, c);
+    dtheta.set<acc>(c, s == acc(0) ? acc(0) : relu ? sum / s : sum);
   }
 }
 
-template <typename T, typename acc>
+template <bool relu, typename T, typename acc>
 void launch_filter(const Blocks& blocks, const T* x, T* y, Vector theta, cudaStream_t stream) {
   constexpr int V = 4;
   const int64_t unit = blocks.inner == 1 ? blocks.features : blocks.inner;
   if (unit % V == 0 && aligned_for(x, V) && aligned_for(y, V)) {
-    filter_kernel<T, acc, V><<<grid_for(blocks.numel() / V), kThreads, 0, stream>>>(blocks, x, y, theta);
+    filter_kernel<relu, T, acc, V><<<grid_for(blocks.numel() / V), kThreads, 0, stream>>>(blocks, x, y, theta);
   } else {
-    filter_kernel<T, acc, 1><<<grid_for(blocks.numel()), kThreads, 0, stream>>>(blocks, x, y, theta);
+    filter_kernel<relu, T, acc, 1><<<grid_for(blocks.numel()), kThreads, 0, stream>>>(blocks, x, y, theta);
   }
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
@@ -123,7 +126,7 @@ int64_t parts_for(int64_t elements_per_lane_group) {
   return std::clamp<int64_t>(ceil_div(elements_per_lane_group, 16384), 1, 1024);
 }
 
-template <typename G, typename T>
+template <bool relu, typename G, typename T>
 void launch_filter_backward(const Blocks& blocks, const G* grad, const T* x, T* dx, Vector theta, Vector dtheta,
                             const Tensor& like, cudaStream_t stream) {
   using acc = acc_t<G, T>;
@@ -137,18 +140,18 @@ void launch_filter_backward(const Blocks& blocks, const G* grad, const T* x, T* 
   const unsigned across = static_cast<unsigned>(runs ? blocks.features : ceil_div(columns, kWarp));
   const dim3 grid(across, static_cast<unsigned>(parts));
   if (runs) {
-    runs_backward_kernel<G, T><<<grid, kThreads, 0, stream>>>(blocks, grad, x, dx, theta, partial);
+    runs_backward_kernel<relu, G, T><<<grid, kThreads, 0, stream>>>(blocks, grad, x, dx, theta, partial);
   } else {
-    columns_backward_kernel<G, T><<<grid, kThreads, 0, stream>>>(blocks, grad, x, dx, theta, partial);
+    columns_backward_kernel<relu, G, T><<<grid, kThreads, 0, stream>>>(blocks, grad, x, dx, theta, partial);
   }
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   const unsigned blocks_of_features = static_cast<unsigned>(ceil_div(blocks.features, kTileRows));
-  reduce_partial_kernel<acc>
+  reduce_partial_kernel<relu, acc>
       <<<blocks_of_features, kThreads, 0, stream>>>(blocks.features, width, parts, partial, theta, dtheta);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-Tensor filter(Tensor x, Tensor theta, int64_t dim) {
+Tensor filter(Tensor x, Tensor theta, int64_t dim, bool relu) {
   dim = check_filter("filter", x, theta, dim);
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   Tensor y = empty_like(x, x.scalar_type());
@@ -157,17 +160,19 @@ Tensor filter(Tensor x, Tensor theta, int64_t dim) {
   }
   const Tensor from = laid_out_as(x, y, x.scalar_type());
   const Blocks blocks = make_blocks(y, theta, dim);
-  const Tensor values = torch::stable::contiguous(theta);
+  const Tensor values = dense(theta);
   const cudaStream_t stream = current_stream(x);
   dispatch(x.scalar_type(), [&](auto t) {
     using T = typename decltype(t)::type;
-    const auto launch = is_double(theta) ? launch_filter<T, double> : launch_filter<T, acc_t<T>>;
-    launch(blocks, static_cast<const T*>(from.data_ptr()), static_cast<T*>(y.data_ptr()), Vector(values), stream);
+    with_flag(relu, [&](auto flag) {
+      const auto launch = is_double(theta) ? launch_filter<flag(), T, double> : launch_filter<flag(), T, acc_t<T>>;
+      launch(blocks, static_cast<const T*>(from.data_ptr()), static_cast<T*>(y.data_ptr()), Vector(values), stream);
+    });
   });
   return y;
 }
 
-std::tuple<Tensor, Tensor> filter_backward(Tensor grad, Tensor x, Tensor theta, int64_t dim) {
+std::tuple<Tensor, Tensor> filter_backward(Tensor grad, Tensor x, Tensor theta, int64_t dim, bool relu) {
   dim = check_filter_backward(grad, x, theta, dim);
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   Tensor dx = empty_like(x, x.scalar_type());
@@ -177,15 +182,17 @@ std::tuple<Tensor, Tensor> filter_backward(Tensor grad, Tensor x, Tensor theta, 
   }
   const Tensor from = laid_out_as(x, dx, x.scalar_type()), upstream = upstream_for(grad, dx, theta);
   const Blocks blocks = make_blocks(dx, theta, dim);
-  const Tensor values = torch::stable::contiguous(theta);
+  const Tensor values = dense(theta);
   const cudaStream_t stream = current_stream(x);
   dispatch(upstream.scalar_type(), [&](auto g) {
     dispatch(x.scalar_type(), [&](auto t) {
       using G = typename decltype(g)::type;
       using T = typename decltype(t)::type;
-      launch_filter_backward<G, T>(blocks, static_cast<const G*>(upstream.data_ptr()),
-                                   static_cast<const T*>(from.data_ptr()), static_cast<T*>(dx.data_ptr()),
-                                   Vector(values), Vector(dtheta), theta, stream);
+      with_flag(relu, [&](auto flag) {
+        launch_filter_backward<flag()>(blocks, static_cast<const G*>(upstream.data_ptr()),
+                                       static_cast<const T*>(from.data_ptr()), static_cast<T*>(dx.data_ptr()),
+                                       Vector(values), Vector(dtheta), theta, stream);
+      });
     });
   });
   return {dx, dtheta};

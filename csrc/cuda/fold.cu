@@ -124,8 +124,8 @@ std::tuple<Tensor, Tensor> fold(Tensor weight, std::optional<Tensor> bias, Tenso
   }
   weight = widened(weight, type != ScalarType::Double && (is_double(theta) || is_double(bias)));
   const auto rows = make_rows<2>({&weight, &out});
-  const auto dense_bias = contiguous(bias);
-  const Tensor dense_theta = torch::stable::contiguous(theta);
+  const auto dense_bias = dense(bias);
+  const Tensor dense_theta = dense(theta);
   const cudaStream_t stream = current_stream(weight);
   dispatch(weight.scalar_type(), [&](auto w) {
     dispatch(type, [&](auto o) {
@@ -152,9 +152,9 @@ std::tuple<Tensor, Tensor, Tensor> fold_backward(Tensor grad_weight, std::option
   grad_weight =
       widened(grad_weight, !is_double(weight) && (is_double(theta) || is_double(bias) || is_double(grad_bias)));
   const auto rows = make_rows<3>({&grad_weight, &weight, &dweight});
-  const auto dense_grad_bias = contiguous(grad_bias);
-  const auto dense_bias = contiguous(bias);
-  const Tensor dense_theta = torch::stable::contiguous(theta);
+  const auto dense_grad_bias = dense(grad_bias);
+  const auto dense_bias = dense(bias);
+  const Tensor dense_theta = dense(theta);
   const BackwardVectors vectors{Vector(dense_grad_bias), Vector(dense_bias), Vector(dense_theta), Vector(dbias),
                                 Vector(dtheta)};
   const cudaStream_t stream = current_stream(weight);

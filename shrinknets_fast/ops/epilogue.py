@@ -1,13 +1,13 @@
 """epilogue: the filtered linear layer, or convolution, as the library's product and one pass over its output.
 
 With ``z = x weight^T + bias`` (or ``conv(x, weight) + bias``) and ``s = max(0, theta)``: ``out = act(z s)``, act the identity or
-relu. For the upstream gradient grad, with ``h = grad [z > 0]`` (h = grad without relu)::
+relu; see filter.py for what becomes of the upstream gradient, dz and dtheta, in one pass. From there::
 
-    dz = h s      dx = dz weight      dweight = dz^T x      dbias = sum of dz's rows      dtheta = [theta > 0] sum of (h z)'s rows
+    dx = dz weight      dweight = dz^T x      dbias = sum of dz's rows
 
 and for a convolution what its own backward makes of dz. No pass over the weights: for layers with more weights than outputs,
-where folding would cost more. Saved are x, the parameters and z, which relu keeps in the output's place. Dead features give exact
-zeros whatever they hold, dx included. x: (*, in), or (B, C, *size); x, weight and bias of one dtype; theta's apart.
+where folding would cost more. Saved are x, the parameters and out; without relu z, which the plain layer does not need. Dead
+features give exact zeros whatever they hold, dx included. x: (*, in), or (B, C, *size); x, weight and bias of one dtype.
 Source: ShrinkNets (Leclerc, Fernandez, Madden), equation 1.
 """
 
@@ -17,9 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-_filter = torch.ops.shrinknets_fast.filter
-_filter_backward = torch.ops.shrinknets_fast.filter_backward
-
+from .autograd import applied
+from .filter import filter
 
 LIBRARY = torch.library.Library("shrinknets_fast", "FRAGMENT")
 # What looks at theta's values is an op, which torch.compile does not look into; called as such it takes 30 us more.
@@ -74,59 +73,75 @@ def conv_backward(grad, x, weight, window, wanted):
     )
 
 
-class Epilogue(torch.autograd.Function):
+class Product(torch.autograd.Function):
+    """``x weight^T + bias``, whose upstream gradient is zero where theta is dead."""
+
     @staticmethod
-    def forward(ctx, x, weight, bias, theta, relu):  # with setup_context, every call binds a signature: 10 us
-        z = F.linear(x, weight, bias)
-        out = _filter(z, theta, -1)
-        ctx.relu = relu
-        ctx.save_for_backward(x, weight, theta, z)
-        return out.relu_() if relu else out
+    def forward(x, weight, bias, theta):
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, weight, _, theta = inputs
+        ctx.save_for_backward(x, weight, theta)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
-        x, weight, theta, z = ctx.saved_tensors
-        if ctx.relu:
-            grad = torch.ops.aten.threshold_backward(grad, z, 0)
-        dz, dtheta = _filter_backward(grad, z, theta, -1)
-        wants_x, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+    def backward(ctx, dz):
+        x, weight, theta = ctx.saved_tensors
+        _, wants_weight, wants_bias, _ = ctx.needs_input_grad
         flat = dz.reshape(dz.shape[:-1].numel(), dz.shape[-1])
         product = ops.alive_product if torch.compiler.is_compiling() else alive_product
-        dx = product(dz, weight, theta) if wants_x else None
+        dx = product(dz, weight, theta)
         dweight = flat.t() @ x.reshape(len(flat), x.shape[-1]) if wants_weight else None
-        return dx, dweight, flat.sum(0) if wants_bias else None, dtheta, None
+        return dx, dweight, flat.sum(0) if wants_bias else None, None
 
 
-class ConvEpilogue(torch.autograd.Function):
+class ConvProduct(torch.autograd.Function):
+    """``conv(x, weight) + bias``, whose upstream gradient is zero where theta is dead."""
+
     @staticmethod
-    def forward(ctx, x, weight, bias, theta, window, relu):
-        stride, padding, dilation, groups = ctx.window = window
-        z = torch.convolution(x, weight, bias, stride, padding, dilation, False, [0] * len(stride), groups)
-        out = _filter(z, theta, 1)
-        ctx.relu = relu
-        ctx.save_for_backward(x, weight, theta, z)
-        return out.relu_() if relu else out
+    def forward(x, weight, bias, theta, window):
+        return convolution(x, weight, bias, window)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, weight, _, theta, ctx.window = inputs
+        ctx.save_for_backward(x, weight, theta)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
-        x, weight, theta, z = ctx.saved_tensors
-        if ctx.relu:
-            grad = torch.ops.aten.threshold_backward(grad, z, 0)
-        dz, dtheta = _filter_backward(grad, z, theta, 1)
-        wants_x, *wanted = ctx.needs_input_grad[:3]
+    def backward(ctx, dz):
+        x, weight, theta = ctx.saved_tensors
         input_gradient = ops.alive_conv_input if torch.compiler.is_compiling() else alive_conv_input
-        dx = input_gradient(dz, x, weight, theta, *ctx.window) if wants_x else None
-        _, dweight, dbias = conv_backward(dz, x, weight, ctx.window, [False, *wanted])
-        return dx, dweight, dbias, dtheta, None, None
+        dx = input_gradient(dz, x, weight, theta, *ctx.window)
+        _, dweight, dbias = conv_backward(dz, x, weight, ctx.window, [False, *ctx.needs_input_grad[1:3]])
+        return dx, dweight, dbias, None, None
+
+
+def convolution(x, weight, bias, window):
+    stride, padding, dilation, groups = window
+    return torch.convolution(x, weight, bias, stride, padding, dilation, False, [0] * len(stride), groups)
+
+
+_product, _conv_product = applied(Product), applied(ConvProduct)
 
 
 def epilogue(x, weight, bias, theta, relu=False):
     """``act((x weight^T + bias) * max(0, theta))``; see the module's docstring. Differentiable once."""
-    return Epilogue.apply(x, weight, bias, theta, relu)
+    z = _product(x, weight, bias, theta) if x.requires_grad else F.linear(x, weight, bias)
+    return scaled(z, theta, -1, relu)
 
 
 def conv_epilogue(x, weight, bias, theta, window, relu=False):
     """``act((conv(x, weight) + bias) * max(0, theta))``; window: (stride, padding, dilation, groups), lists but for groups."""
-    return ConvEpilogue.apply(x, weight, bias, theta, window, relu)
+    z = _conv_product(x, weight, bias, theta, window) if x.requires_grad else convolution(x, weight, bias, window)
+    return scaled(z, theta, 1, relu)
+
+
+def scaled(z, theta, dim, relu):
+    if (
+        relu and z.dtype == torch.float16
+    ):  # from 6e-5 down it loses bits: an output times a small theta is no z for dtheta
+        return F.relu(filter(z, theta, dim))
+    return filter(z, theta, dim, relu)

@@ -6,6 +6,10 @@ NaN or infinite. For the upstream gradient g, in one read of g and x::
 
     dx = s g        dtheta[c] = [theta[c] > 0] sum of g x over everything but dim
 
+With ``relu``: ``y = relu(x * max(0, theta))``, and y is saved in x's place, as torch's own relu does. With ``h = g [y > 0]``::
+
+    dx = s h        dtheta[c] = [theta[c] > 0] sum of h y over everything but dim, over theta[c]
+
 float64, float32, float16 or bfloat16, theta's dtype apart from x's: computed in float64 if any operand has it, else in float32.
 Sums are in an order that does not change from run to run. Source: ShrinkNets (Leclerc, Fernandez, Madden), equation 1.
 """
@@ -21,13 +25,13 @@ _filter_backward = torch.ops.shrinknets_fast.filter_backward
 
 
 @torch.library.register_fake("shrinknets_fast::filter")
-def _(x, theta, dim=1):
+def _(x, theta, dim=1, relu=False):
     check("filter", x, theta, dim)
     return torch.empty_like(x)
 
 
 @torch.library.register_fake("shrinknets_fast::filter_backward")
-def _(grad, x, theta, dim=1):
+def _(grad, x, theta, dim=1, relu=False):
     check("filter_backward", x, theta, dim)
     check_like("filter_backward", "grad", grad, "x", x, "x", x)
     return torch.empty_like(x), theta.new_empty(theta.shape[0])
@@ -49,25 +53,24 @@ def check(op, x, theta, dim):
 
 class Filter(torch.autograd.Function):
     @staticmethod
-    def forward(x, theta, dim):
-        return _filter(x, theta, dim)
+    def forward(x, theta, dim, relu):
+        return _filter(x, theta, dim, relu)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, theta, ctx.dim = inputs
-        ctx.save_for_backward(x, theta)
+        x, theta, ctx.dim, ctx.relu = inputs
+        ctx.save_for_backward(output if ctx.relu else x, theta)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        x, theta = ctx.saved_tensors
-        dx, dtheta = _filter_backward(grad, x, theta, ctx.dim)
-        return dx, dtheta, None
+        dx, dtheta = _filter_backward(grad, *ctx.saved_tensors, ctx.dim, ctx.relu)
+        return dx, dtheta, None, None
 
 
 _apply = applied(Filter)
 
 
-def filter(x, theta, dim=1):
-    """``x * max(0, theta)`` along ``dim``; see the module's docstring. Differentiable once."""
-    return _apply(x, theta, dim)
+def filter(x, theta, dim=1, relu=False):
+    """``x * max(0, theta)`` along ``dim``, or relu of it; see the module's docstring. Differentiable once."""
+    return _apply(x, theta, dim, relu)
