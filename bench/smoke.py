@@ -1,5 +1,7 @@
 """Every kernel once on small odd sizes, for compute-sanitizer: python -m bench.smoke. Fails where a result is not finite."""
 
+import itertools
+
 import torch
 from torch import nn
 
@@ -9,7 +11,7 @@ from shrinknets_fast.filters import thetas
 from . import adapters
 
 
-def train_and_collect(device, dtype):
+def train_and_collect(device, dtype, path):
     """Filtered layers forward and backward, an optimizer step with dead features, a collection."""
     model = nn.Sequential(
         sn.FilteredConv2d(3, 13, 3, activation="relu"),
@@ -21,6 +23,9 @@ def train_and_collect(device, dtype):
         sn.FilteredLinear(19 * 7 * 7, 37, activation="relu"),
         nn.Linear(37, 10),
     ).to(device)
+    for layer in model:
+        if hasattr(layer, "path"):
+            layer.path = path
     x = torch.randn(5, 3, 17, 17, device=device)
     optimizer = torch.optim.Adam(sn.param_groups(model, lr=1e-3), fused=True)
     gc = sn.GarbageCollector(model, x, optimizers=optimizer)
@@ -34,7 +39,7 @@ def train_and_collect(device, dtype):
         loss.backward()
         optimizer.step()
         gc.step()
-    assert bool(loss.isfinite()), f"the loss is {loss} on {device} in {dtype}"
+    assert bool(loss.isfinite()), f"the loss is {loss} on {device} in {dtype}, path {path}"
 
 
 def compact(device):
@@ -50,8 +55,9 @@ def compact(device):
 
 def main():
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    for dtype in (torch.float32, torch.bfloat16):
-        train_and_collect(device, dtype)
+    paths = (None, "fold", "epilogue", *(["triton"] if device == "cuda" else []))
+    for dtype, path in itertools.product((torch.float32, torch.bfloat16), paths):
+        train_and_collect(device, dtype, path)
     if not adapters.why_no_compact():
         compact(device)
     if device == "cuda":
