@@ -242,7 +242,7 @@ class GarbageCollector:
         self._watch = Watch(self._filters, self._copies)
         names = {key: name for key, (name, _) in self._filters.items()}
         self._network, self._hubs, self._rehearsal = build(model, args, kwargs, names)
-        _examples[model] = (self._rehearsal.args, self._rehearsal.kwargs)
+        _examples[model] = self._rehearsal.inputs
 
     def _close_branches(self, dead):
         """Take out the residual branches whose gate is dead; the network that is left is traced anew."""

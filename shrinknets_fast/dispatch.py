@@ -5,6 +5,7 @@ triton: one kernel does both. reference: plain torch operations, for comparison.
 the environment variable SHRINKNETS_FAST_PATH, is taken where it can be; export always sees fold, which the collector knows.
 """
 
+import contextlib
 import functools
 import os
 from typing import NamedTuple
@@ -82,6 +83,17 @@ def path_of(op, device, layer, path=None):
     if torch.compiler.is_compiling():  # sizes may be symbols, which have no hash
         return "fold" if torch.compiler.is_exporting() else path or by_rules(op, device, layer)
     return path or remembered(op, device, layer)
+
+
+@contextlib.contextmanager
+def folding():
+    """Inside, what no path was named for is folded, on all devices alike."""
+    global FORCED
+    before, FORCED = FORCED, FORCED or "fold"
+    try:
+        yield
+    finally:
+        FORCED = before
 
 
 def by_rules(op, device, layer):

@@ -1,13 +1,12 @@
 """From a trained model to plain torch.nn: filters folded into the weights, dead features gone."""
 
-import copy
-
 import torch
 from torch import nn
 
 from .collector import GarbageCollector, example_of
 from .errors import ShrinkError
 from .filters import named_filters
+from .graph.modules import copied
 from .memory import trim
 from .nn import Filter, Gated
 from .ops.fold import fold
@@ -48,7 +47,7 @@ def fold_filters(model, example_inputs=None, *, example_kwargs=None):
 
     example_inputs: needed only if features are dead and no collector was made for this model.
     """
-    plain = copy.deepcopy(model)
+    plain = copied(model)
     if any(not bool(m.alive.all()) for m in named_filters(plain).values()):
         args, kwargs = known_inputs(model, example_inputs, example_kwargs)
         gc = GarbageCollector(plain, args, example_kwargs=kwargs, align=1)

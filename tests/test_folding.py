@@ -46,6 +46,28 @@ def test_a_pickled_plain_model_needs_no_package(tmp_path):
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+class Keeps(nn.Module):
+    """Keeps its last activation, and a list of parameters that it has under a name too."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = sn.FilteredLinear(6, 8), nn.Linear(8, 2)
+        self.regularised = [self.first.weight]
+
+    def forward(self, x):
+        self.last = self.first(x)
+        return self.second(self.last)
+
+
+def test_what_the_last_forward_left_in_the_model_is_no_obstacle():
+    model, x = Keeps(), torch.randn(3, 6)
+    kill(model)
+    expected = model(x)
+    plain = sn.fold_filters(model, (x,))
+    torch.testing.assert_close(plain(x), expected)
+    assert plain.first.weight.shape == (len(plain.first.bias), 6) and model.regularised[0] is model.first.weight
+
+
 def test_example_inputs_are_known_from_a_collector_or_asked_for():
     model = trained()
     with pytest.raises(sn.ShrinkError, match="pass example_inputs"):

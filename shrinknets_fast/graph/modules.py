@@ -1,8 +1,30 @@
-"""The sizes that torch.nn modules keep as attributes, set from the tensors they describe."""
+"""Copies of modules, and the sizes that torch.nn modules keep as attributes, set from the tensors they describe."""
 
+import copy
+
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
+from torch.utils import _pytree as pytree
+
+EVERY_MODULE = set(vars(nn.Module()))  # the names of its attributes
+
+
+def copied(model, twins=None):
+    """A deep copy with ``twins`` ({id: tensor}) in place of their originals.
+
+    Tensors that modules keep beside parameters and buffers are detached: deepcopy refuses what autograd made, such as an
+    activation that the last forward left there.
+    """
+    memo = dict(twins or {})
+    registered = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    for module in model.modules():
+        own = [value for name, value in vars(module).items() if name not in EVERY_MODULE]
+        for leaf in pytree.tree_leaves(own):
+            if isinstance(leaf, torch.Tensor) and not isinstance(leaf, nn.Parameter) and id(leaf) not in registered:
+                memo[id(leaf)] = leaf.detach().clone()
+    return copy.deepcopy(model, memo)
 
 
 def depthwise_names(model):

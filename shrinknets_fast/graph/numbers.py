@@ -1,6 +1,7 @@
 """The plain numbers in a forward: a scale such as ``d ** -0.5`` or a slice's bounds must stay right at another width."""
 
 from fractions import Fraction
+from types import MethodWrapperType
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -18,16 +19,17 @@ class Numbers(TorchDispatchMode):
         super().__init__()
         self.found = []
         self.expected = expected
+        self.calls = []  # the functions that the forward calls
         self.inside = False  # of fused attention, which picks another kernel for other widths
-        self.attention = Attention(self)
+        self.functions = Functions(self)
 
     def __enter__(self):
-        self.attention.__enter__()
+        self.functions.__enter__()
         return super().__enter__()
 
     def __exit__(self, *raised):
         super().__exit__(*raised)
-        self.attention.__exit__(*raised)
+        self.functions.__exit__(*raised)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if not self.inside:
@@ -43,8 +45,8 @@ class Numbers(TorchDispatchMode):
             raise ShrinkError(f"{func} is called with other numbers ({in_words(numbers)}) than at full width")
 
 
-class Attention(TorchFunctionMode):
-    """Notes a fused attention's own numbers, not those of the kernel it picks."""
+class Functions(TorchFunctionMode):
+    """Notes what is called; of a fused attention its own numbers, not those of the kernel it picks."""
 
     def __init__(self, numbers):
         super().__init__()
@@ -52,6 +54,8 @@ class Attention(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if not isinstance(func, MethodWrapperType):  # the reading of an attribute, which fake tensors have of their own
+            self.numbers.calls.append(func)
         if func is not torch.nn.functional.scaled_dot_product_attention:
             return func(*args, **kwargs)
         self.numbers.note(func, tuple(a for a in (*args, *kwargs.values()) if isinstance(a, float)))

@@ -1,0 +1,100 @@
+"""The trial of a plan on a copy without memory: on meta tensors where they do, else on fake ones."""
+
+import pytest
+import torch
+from networks import conv_net, kill, mlp
+from torch import nn
+
+import shrinknets_fast as sn
+from shrinknets_fast.graph.rehearse import Fake, Meta
+
+
+class ByDevice(nn.Module):
+    """On a CPU its width is written into the forward, elsewhere it is not."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = sn.FilteredConv2d(1, 8, 3), nn.Linear(800, 4)
+
+    def forward(self, x):
+        y = self.conv(x)
+        return self.fc(y.view(-1, 800) if x.device.type == "cpu" else y.flatten(1))
+
+
+class OwnTensor(nn.Module):
+    """Holds tensors that are neither parameters nor buffers: one for its forward, one that its forward left."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = sn.FilteredConv2d(1, 8, 3), nn.Conv2d(8, 2, 1)
+        self.mask = torch.ones(10, 10)
+
+    def forward(self, x):
+        self.last = [self.conv(x) * self.mask]
+        return self.fc(self.last[0])
+
+
+class Random(nn.Module):
+    """A random number of its own, from the CPU's generator."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = sn.FilteredLinear(6, 8), nn.Linear(8, 2)
+
+    def forward(self, x):
+        y = self.first(x)
+        return self.second(y * torch.rand(()) if self.training else y)
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "stage"),
+    [
+        (mlp, (2, 16), Meta),
+        (conv_net, (2, 1, 14, 14), Meta),
+        (Random, (2, 6), Meta),
+        (OwnTensor, (2, 1, 12, 12), Fake),
+    ],
+)
+def test_the_stage_and_what_is_collected_on_it(make, shape, stage):
+    model = make().double().eval()
+    if make is OwnTensor:
+        model.mask = model.mask.double()
+    x = torch.randn(shape, dtype=torch.float64)
+    gc = sn.GarbageCollector(model, x)
+    kill(model)
+    before = model(x)
+    assert gc.collect().removed
+    assert type(gc._rehearsal.stage) is stage
+    torch.testing.assert_close(model(x), before)
+
+
+def test_a_forward_that_asks_for_the_device_is_tried_on_that_device():
+    model = ByDevice()
+    gc = sn.GarbageCollector(model, torch.randn(2, 1, 12, 12))
+    kill(model)
+    with pytest.raises(sn.ShrinkError, match=r"ByDevice cannot run at conv=5.*view\(-1, 800\)"):
+        gc.collect()
+    assert type(gc._rehearsal.stage) is Fake and model.conv.out_channels == 8
+
+
+def test_a_trial_takes_no_random_numbers():
+    model = Random().train()
+    before = torch.get_rng_state()
+    gc = sn.GarbageCollector(model, torch.zeros(2, 6))
+    with torch.no_grad():
+        model.first.theta[:3] = 0
+    assert gc.collect().removed
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_filtered_layers_run_on_meta_tensors():
+    x = torch.empty(2, 3, 8, 8, device="meta")
+    model = nn.Sequential(
+        sn.FilteredConv2d(3, 5, 3, activation="relu"),
+        sn.FilteredBatchNorm2d(5),
+        nn.Flatten(),
+        sn.FilteredLinear(180, 7),
+    ).to("meta")
+    out = model(x)
+    out.sum().backward()
+    assert out.shape == (2, 7) and all(p.grad.shape == p.shape for p in model.parameters())
