@@ -230,6 +230,22 @@ def test_functional_call_works(path, kind):
     torch.testing.assert_close(torch.func.functional_call(layer, doubled, (x,)), layer(x) * 2)
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("path", PATHS)
+def test_vmap_gives_gradients_for_each_sample(path, kind):
+    layer = layer_of(path, kind, activation="relu")
+    x, _ = batch_of(path, kind, 3)
+    parameters = {name: p.detach() for name, p in layer.named_parameters()}
+
+    def loss(parameters, sample):
+        return torch.func.functional_call(layer, parameters, (sample[None],)).square().sum()
+
+    found = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, x)
+    for sample, *gradients in zip(x, *found.values(), strict=True):
+        for a, b in zip(gradients, torch.func.grad(loss)(parameters, sample).values(), strict=True):
+            torch.testing.assert_close(a, b)
+
+
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("strict", [False, True])
 def test_export_sees_the_fold(path, strict, kind):

@@ -180,6 +180,8 @@ def need(condition, name, found, expected):
 
 
 class Conv(torch.autograd.Function):
+    generate_vmap_rule = True  # by a loop over the samples
+
     @staticmethod
     def forward(x, weight, bias, theta, stride, padding, dilation, groups, relu):
         return _conv(x, weight, bias, theta, stride, padding, dilation, groups, relu)

@@ -76,6 +76,8 @@ def conv_backward(grad, x, weight, window, wanted):
 class Product(torch.autograd.Function):
     """``x weight^T + bias``, whose upstream gradient is zero where theta is dead."""
 
+    generate_vmap_rule = True  # by a loop over the samples
+
     @staticmethod
     def forward(x, weight, bias, theta):
         return F.linear(x, weight, bias)
@@ -99,6 +101,8 @@ class Product(torch.autograd.Function):
 
 class ConvProduct(torch.autograd.Function):
     """``conv(x, weight) + bias``, whose upstream gradient is zero where theta is dead."""
+
+    generate_vmap_rule = True  # by a loop over the samples
 
     @staticmethod
     def forward(x, weight, bias, theta, window):

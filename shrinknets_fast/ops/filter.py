@@ -52,6 +52,8 @@ def check(op, x, theta, dim):
 
 
 class Filter(torch.autograd.Function):
+    generate_vmap_rule = True  # by a loop over the samples
+
     @staticmethod
     def forward(x, theta, dim, relu):
         return _filter(x, theta, dim, relu)

@@ -57,6 +57,8 @@ def check(op, weight, bias, theta):
 
 
 class Fold(torch.autograd.Function):
+    generate_vmap_rule = True  # by a loop over the samples
+
     @staticmethod
     def forward(weight, bias, theta, dtype):
         return _fold(weight, bias, theta, dtype)

@@ -102,6 +102,8 @@ def misfit(name, tensor, weight):
 
 
 class Linear(torch.autograd.Function):
+    generate_vmap_rule = True  # by a loop over the samples
+
     @staticmethod
     def forward(x, weight, bias, theta, relu):
         return _linear(x, weight, bias, theta, relu)
