@@ -242,6 +242,7 @@ class GarbageCollector:
         self._watch = Watch(self._filters, self._copies)
         names = {key: name for key, (name, _) in self._filters.items()}
         self._network, self._hubs, self._rehearsal = build(model, args, kwargs, names)
+        self._rehearsal.set_stage(model)  # now, or the first collection would have to
         _examples[model] = self._rehearsal.inputs
 
     def _close_branches(self, dead):

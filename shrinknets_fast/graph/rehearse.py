@@ -73,8 +73,7 @@ class Rehearsal:
 
     def run(self, model, tensors, at):
         """Raise if the model cannot run with these :class:`TensorPlan` s, or gives another shape than before."""
-        if self.shapes is None:
-            self.set_stage(model)
+        self.set_stage(model)
         try:
             shapes, _ = self.play(model, {id(t.tensor): t.shape for t in tensors})
         except Exception as error:
@@ -87,7 +86,9 @@ class Rehearsal:
                 )
 
     def set_stage(self, model):
-        """Play at full width. Meta tensors do where the forward makes the same calls with them, to the same effect."""
+        """Play at full width, once. Meta tensors do where the forward makes the same calls with them, to the same effect."""
+        if self.shapes is not None:
+            return
         found = self.shapes, _ = self.play(model)
         try:
             self.stage = Meta(self.fake)
