@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from .checks import check_gradients, check_storages, checked_count, checked_share, default_align
 from .errors import ShrinkError
-from .filters import named_filters
+from .filters import leave_fast_paths, named_filters
 from .following import Following
 from .graph.apply import apply_plan, members
 from .graph.build import build
@@ -185,6 +185,8 @@ class GarbageCollector:
         """Call after ``optimizer.step()``: collects when due and returns the :class:`Collection`, else None.
 
         On CUDA nothing waits for the device: what one call asks for, the next one reads, so a collection comes a step later.
+        DistributedDataParallel keeps its own record of the gradients: wrap the model anew after each collection, on all ranks
+        (equal thetas collect at the same step), before the next forward.
 
         Raises ShrinkError naming the parameter if a theta is not finite, or if a gradient has a stale shape.
         """
@@ -238,6 +240,7 @@ class GarbageCollector:
 
     def _trace(self, args, kwargs):
         model = self.model
+        leave_fast_paths(model)
         self._filters = {id(m.theta): (name, m.theta) for name, m in reversed(named_filters(model).items())}
         self._watch = Watch(self._filters, self._copies)
         names = {key: name for key, (name, _) in self._filters.items()}

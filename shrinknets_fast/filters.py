@@ -28,6 +28,19 @@ def named_filters(model):
     return found
 
 
+def leave_fast_paths(model):
+    """In evaluation nn.TransformerEncoderLayer hands its layers' weights to one fused op, which knows no theta: not with filters.
+
+    The flags are the ones that torch itself clears where the fused op does not fit.
+    """
+    for module in model.modules():
+        if isinstance(module, (nn.TransformerEncoderLayer, nn.TransformerEncoder)) and named_filters(module):
+            if isinstance(module, nn.TransformerEncoderLayer):
+                module.activation_relu_or_gelu = 0
+            else:
+                module.enable_nested_tensor = module.use_nested_tensor = False
+
+
 def thetas(model):
     """{"module.name.theta": Parameter}, a shared one once, under its first name."""
     found = {}

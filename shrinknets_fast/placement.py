@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from .errors import ShrinkError
-from .filters import named_filters
+from .filters import leave_fast_paths, named_filters
 from .graph.branches import find_branches
 from .graph.build import build
 from .graph.places import candidates, find_places
@@ -72,6 +72,7 @@ def add_filters(model, example_inputs, *, example_kwargs=None, exclude=(), init=
     for name in branches:
         module = modules[name]
         replace(model, module, Gated(module, Filter(1, init=init, device=like.device, dtype=like.dtype)))
+    leave_fast_paths(model)
     return model
 
 

@@ -70,10 +70,13 @@ class ProximalL1:
         filters = {id(theta): theta for theta in thetas(self._model).values()}
         step_size = STEP_SIZES[type(optimizer)]
         lam = checked_lam(self.lam)
+        skipped = getattr(optimizer, "found_inf", None)  # a fused optimizer itself leaves out what GradScaler skips
         for group in optimizer.param_groups:
             for theta in group["params"]:
                 if id(theta) in filters and theta.grad is not None:
                     step = step_size(optimizer.state.get(theta, {}), group)
+                    if skipped is not None:
+                        step = torch.where(skipped.to(theta.device) == 0, step, 0)
                     theta.sub_((step * lam) * (theta > 0)).clamp_(min=0)
         bury(optimizer, filters.values())
 

@@ -154,3 +154,29 @@ def test_inside_the_branches_of_a_residual_network():
     model = add(model, data(3, 1, 6, 6))
     assert filters(model) == {"1.bn1": "FilteredBatchNorm2d", "2.bn1": "FilteredBatchNorm2d"}
     assert shrink(model, data(3, 1, 6, 6)) == {"1.bn1": 4, "2.bn1": 4}
+
+
+@pytest.mark.parametrize("layers", [0, 2])
+def test_a_transformer_encoder_keeps_its_filters_in_evaluation(layers):
+    """Its fused op takes the plain weights: without a gradient another network would run than the one that is trained."""
+    layer = nn.TransformerEncoderLayer(16, 4, 32, dropout=0.0, batch_first=True)
+    model = (nn.TransformerEncoder(layer, layers) if layers else layer).double().eval()
+    x = torch.randn(3, 7, 16, dtype=torch.float64)
+    sn.add_filters(model, x)
+    for theta in sn.filters.thetas(model).values():
+        theta.data[::2] = 0
+    expected = model(x)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), expected)
+        masked = torch.zeros(3, 7, dtype=torch.bool)
+        masked[0, 5:] = True
+        got = model(x, src_key_padding_mask=masked)[~masked]
+    torch.testing.assert_close(got, model(x, src_key_padding_mask=masked)[~masked])
+    assert sum(sn.GarbageCollector(model, x).collect().removed.values()) == 16 * max(layers, 1)
+    torch.testing.assert_close(model(x), expected)
+
+
+def test_wrappers_for_several_devices_are_refused():
+    model = nn.DataParallel(nn.Linear(3, 4))
+    with pytest.raises(sn.ShrinkError, match=r"model is a DataParallel, expected the module inside it: model\.module"):
+        sn.add_filters(model, torch.randn(2, 3))

@@ -59,6 +59,20 @@ def test_training_kills_features_that_stay_dead(kind):
     assert (model[0].theta[died] == 0).all()
 
 
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad])
+def test_a_step_that_grad_scaler_skips_moves_nothing(kind):
+    model = one_filter([5.0, 5.0]).float()
+    optimizer = kind(model.parameters(), lr=0.01, fused=True)
+    sn.ProximalL1(optimizer, model, lam=0.1)
+    scaler = torch.amp.GradScaler("cpu")
+    for value, moves in ((float("inf"), False), (0.5, True)):
+        model.theta.grad = torch.full((2,), value)
+        scaler.scale(torch.zeros(()))  # the scale comes into being
+        scaler.step(optimizer)
+        scaler.update()
+        assert bool((model.theta != 5).all()) is moves and model.theta.isfinite().all()
+
+
 def test_remove_and_state():
     model = one_filter([0.5])
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

@@ -1,5 +1,7 @@
 """The trial of a plan on a copy without memory: on meta tensors where they do, else on fake ones."""
 
+import threading
+
 import pytest
 import torch
 from networks import conv_net, kill, mlp
@@ -85,6 +87,13 @@ def test_a_trial_takes_no_random_numbers():
         model.first.theta[:3] = 0
     assert gc.collect().removed
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_model_that_cannot_be_copied_is_refused_at_once():
+    model = mlp()
+    model.lock = threading.Lock()
+    with pytest.raises(sn.ShrinkError, match="Sequential cannot be copied: cannot pickle"):
+        sn.GarbageCollector(model, torch.randn(2, 16, dtype=torch.float64))
 
 
 def test_filtered_layers_run_on_meta_tensors():

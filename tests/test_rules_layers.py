@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from rule_cases import after, image_case, leaves, row_case, stays
 from torch import nn
 
@@ -194,3 +195,32 @@ def test_constant_padding_is_not_zero():
 
 def test_padded_channels():
     leaves(image_case(lambda x: nn.functional.pad(x, (0, 0, 0, 0, 2, 3))))
+
+
+class Computed(nn.Module):
+    """A grouped convolution whose weight is computed."""
+
+    def __init__(self, groups, transposed, width=8):
+        super().__init__()
+        self.groups, self.call = groups, F.conv_transpose2d if transposed else F.conv2d
+        self.register_buffer("kernel", torch.randn(1, 1 if groups == width else width // groups, 3, 3))
+
+    def forward(self, x):
+        kernel = self.kernel.repeat(8, 1, 1, 1)
+        return self.call(x, kernel, groups=self.groups)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("groups", [2, 8])
+def test_groups_with_a_computed_weight(groups, transposed):
+    model, x = image_case(Computed(groups, transposed))
+    after(model, x, warns=True)
+
+
+def test_renorm_measures_the_axes_beside_its_own():
+    class Renorm(nn.Conv2d):
+        def forward(self, x):
+            return F.conv2d(x, torch.renorm(self.weight, 2, 0, 1.0))
+
+    model, x = image_case(nn.Identity(), reader=Renorm(8, 4, 3))
+    assert after(model, x)[0] == 0

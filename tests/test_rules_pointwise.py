@@ -70,6 +70,7 @@ NOT_ZERO = {
     "plus one": lambda x: x + 1,
     "one minus": lambda x: 1 - x,
     "to the zero": lambda x: x**0,
+    "drawn": lambda x: x + torch.bernoulli(x.detach(), 1.0),
     "hardtanh above zero": nn.Hardtanh(0.1, 1.0),
     "threshold": nn.Threshold(0.1, 0.5),
     "clamp": lambda x: x.clamp(min=0.2),

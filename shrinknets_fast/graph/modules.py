@@ -8,6 +8,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.utils import _pytree as pytree
 
+from ..errors import ShrinkError
+
 EVERY_MODULE = set(vars(nn.Module()))  # the names of its attributes
 
 
@@ -24,7 +26,10 @@ def copied(model, twins=None):
         for leaf in pytree.tree_leaves(own):
             if isinstance(leaf, torch.Tensor) and not isinstance(leaf, nn.Parameter) and id(leaf) not in registered:
                 memo[id(leaf)] = leaf.detach().clone()
-    return copy.deepcopy(model, memo)
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:
+        raise ShrinkError(f"{type(model).__name__} cannot be copied: {error}") from error
 
 
 def depthwise_names(model):

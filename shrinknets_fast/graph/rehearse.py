@@ -64,7 +64,7 @@ class Rehearsal:
         self.stage = self.fake = Fake(args, kwargs)
         self.depthwise = depthwise_names(model)
         self.shapes = None
-        self.numbers = {}  # mode -> what Numbers found at full width
+        self.numbers = {}  # mode -> the Numbers at full width
 
     @property
     def inputs(self):
@@ -75,7 +75,7 @@ class Rehearsal:
         """Raise if the model cannot run with these :class:`TensorPlan` s, or gives another shape than before."""
         self.set_stage(model)
         try:
-            shapes, _ = self.play(model, {id(t.tensor): t.shape for t in tensors})
+            shapes = self.output_shapes(model, {id(t.tensor): t.shape for t in tensors})
         except Exception as error:
             raise ShrinkError(f"{type(model).__name__} cannot run at {at}: {shortened(error)}{blame(error)}") from error
         for mode, before in self.shapes.items():
@@ -89,33 +89,32 @@ class Rehearsal:
         """Play at full width, once. Meta tensors do where the forward makes the same calls with them, to the same effect."""
         if self.shapes is not None:
             return
-        found = self.shapes, _ = self.play(model)
+        try:
+            self.shapes = self.output_shapes(model)
+        except Exception as error:
+            raise ShrinkError(f"{type(model).__name__} cannot be tried: {shortened(error)}{blame(error)}") from error
         try:
             self.stage = Meta(self.fake)
-            bare = self.play(model)
+            same = self.output_shapes(model) == self.shapes
         except Exception:
-            bare = None
-        if bare != found:
+            same = False
+        if not same:
             self.stage = self.fake
 
-    def output_shapes(self, model):
-        """{mode: output shapes} at full width."""
-        return self.play(model)[0]
-
-    def play(self, model, sizes=None):
-        """{mode: output shapes} and {mode: calls} of a copy of ``model`` whose tensors have ``sizes`` ({id: shape})."""
-        shapes, calls = {}, {}
+    def output_shapes(self, model, sizes=None):
+        """{mode: output shapes} of a copy of ``model`` whose tensors have ``sizes`` ({id: shape})."""
         with self.stage:
             twins = self.twins(model, sizes or {})
         shadow = copied(model, twins)
         sync_sizes(shadow, self.depthwise)
+        shapes = {}
         with self.stage, torch.no_grad(), folding(), quiet():
             for mode in ("train", "eval"):
                 with mode_of(shadow, mode == "train"), Numbers(self.numbers.get(mode)) as numbers:
                     output = shadow(*self.stage.args, **self.stage.kwargs)
-                self.numbers.setdefault(mode, numbers.found)
-                shapes[mode], calls[mode] = [tuple(t.shape) for t in tensors_in(output)], numbers.calls
-        return shapes, calls
+                self.numbers.setdefault(mode, numbers)
+                shapes[mode] = [tuple(t.shape) for t in tensors_in(output)]
+        return shapes
 
     def twins(self, model, sizes):
         """{id: twin} of all parameters and buffers: the copy takes no memory."""

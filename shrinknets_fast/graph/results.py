@@ -1,21 +1,44 @@
-"""The tensors in whatever a model returns: nested lists, dicts, named tuples, dataclasses."""
+"""The tensors in whatever a model returns: nested lists, dicts, named tuples, dataclasses, objects with attributes."""
 
 import contextlib
-import dataclasses
+import enum
+import numbers
+from collections.abc import Mapping, Set
 
 import torch
 from torch.utils import _pytree as pytree
 
+from ..errors import ShrinkError
+
 
 def tensors_in(output):
-    """All tensors of ``output``, in order. torch's pytree takes a dataclass it was not told of for a leaf; this looks inside."""
+    """All tensors of ``output``, in order. What torch's pytree does not know is a leaf to it; this looks inside.
+
+    Raises ShrinkError for an object that may hide tensors: what it hides would be no output, and could shrink.
+    """
     found = []
     for leaf in pytree.tree_leaves(output):
         if isinstance(leaf, torch.Tensor):
             found.append(leaf)
-        elif dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
-            found += tensors_in([getattr(leaf, field.name) for field in dataclasses.fields(leaf)])
+        elif leaf is not None and not isinstance(leaf, PLAIN):
+            found += tensors_in(inside(leaf))
     return found
+
+
+PLAIN = (numbers.Number, str, bytes, enum.Enum, type, torch.dtype, torch.device, torch.Size)
+
+
+def inside(leaf):
+    if isinstance(leaf, Mapping):
+        return list(leaf.values())
+    if isinstance(leaf, Set):
+        return list(leaf)
+    slots = [name for kind in type(leaf).__mro__ for name in getattr(kind, "__slots__", ())]
+    if not hasattr(leaf, "__dict__") and not slots:
+        raise ShrinkError(
+            f"the model returns a {type(leaf).__name__}, expected tensors, containers or objects with attributes"
+        )
+    return [*getattr(leaf, "__dict__", {}).values(), *(getattr(leaf, name) for name in slots if hasattr(leaf, name))]
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ import inspect
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from ..errors import ShrinkError
@@ -42,6 +43,8 @@ def mode_of(model, training):
 
 def checked_inputs(model, example_inputs, example_kwargs):
     """(args, kwargs) to call the model with, or an error that shows what its forward expects."""
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        raise ShrinkError(f"model is a {type(model).__name__}, expected the module inside it: model.module")
     args = (example_inputs,) if isinstance(example_inputs, torch.Tensor) else tuple(example_inputs)
     kwargs = dict(example_kwargs or {})
     try:

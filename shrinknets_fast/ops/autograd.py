@@ -4,8 +4,9 @@ import torch
 
 
 def eager():
-    """Neither ``torch.compile`` nor ``torch.export`` nor a transform of ``torch.func`` is looking."""
-    return not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
+    """Neither ``torch.compile`` nor ``torch.export`` nor a transform of ``torch.func`` nor a mode for functions is looking."""
+    looking = torch._C._are_functorch_transforms_active() or torch._C._len_torch_function_stack()
+    return not (looking or torch.compiler.is_compiling())
 
 
 def direct(function):

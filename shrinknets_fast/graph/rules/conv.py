@@ -33,11 +33,12 @@ def result(op, x, weight, rows, zero):
 
 def read_in_groups(op, x, channels, weight, weight_dim, groups):
     """Channels of ``x`` against one group's channels in ``weight``."""
-    contract_axis = op.axis(x, channels)
-    if contract_axis is None:
-        op.pin(op.axis(weight, weight_dim), f"reads an input of {op.label} that cannot shrink")
+    wide, narrow = op.axis(x, channels), op.axis(weight, weight_dim)
+    if wide is None or narrow is None:
+        for axis in (wide, narrow):
+            op.pin(axis, f"meets an axis that cannot shrink in {op.label}")
         return
-    op.unify_ids(equal_in_groups(op, contract_axis, groups), op.axis(weight, weight_dim).ids)
+    op.unify_ids(equal_in_groups(op, wide, groups), narrow.ids)
     op.reads(x, channels)
 
 
@@ -52,7 +53,7 @@ def conv(op):
     else:
         contract(op, x, channels, weight, 1)
     rows, zero = made_rows(op, weight, bias)
-    if groups > 1:
+    if groups > 1 and rows is not None:
         equal_in_groups(op, rows, groups)
     return result(op, x, weight, rows, zero)
 
@@ -61,10 +62,11 @@ def depthwise(op, x, channels, weight, bias, multiplier):
     """Each channel makes ``multiplier`` of its own: they live and leave as one feature."""
     rows, zero = made_rows(op, weight, bias)
     axis = op.axis(x, channels)
-    if axis is None:
-        op.pin(rows, f"is made from an input of {op.label} that cannot shrink")
-    else:
-        op.unify_ids(axis.ids.repeat_interleave(multiplier), rows.ids)
+    if axis is None or rows is None:
+        for known in (axis, rows):
+            op.pin(known, f"meets an axis that cannot shrink in {op.label}")
+        return result(op, x, weight, rows, zero if rows is not None else lambda zeros: None)
+    op.unify_ids(axis.ids.repeat_interleave(multiplier), rows.ids)
 
     def zero_out(zeros):
         empty = zeros(x, channels)
@@ -84,10 +86,10 @@ def conv_transpose(op):
         rows, zero = made_rows(op, weight, bias, 1)
         return result(op, x, weight, rows, zero)
     axis, multiplier = op.axis(x, channels), weight.shape[1]
-    if axis is None:
-        op.pin(op.axis(weight, 0), f"reads an input of {op.label} that cannot shrink")
-        if bias is not None:
-            op.pin(op.axis(bias, 0), f"is made by {op.label} in groups")
+    known = [axis, op.axis(weight, 0), op.axis(weight, 1)]
+    if None in known:
+        for known_axis in [*known, None if bias is None else op.axis(bias, 0)]:
+            op.pin(known_axis, f"meets an axis that cannot shrink in {op.label}")
         return result(op, x, weight, None, lambda zeros: None)
     op.unify(axis, op.axis(weight, 0))
     if weight.shape[0] == groups:

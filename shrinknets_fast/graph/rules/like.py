@@ -16,7 +16,8 @@ def unchanged(op):
     """Zeros stay where they are: nothing is added to them."""
     x = op.inputs[0]
     axes = [op.axis(x, d) for d in range(x.ndim)]
-    keeps = op.target.overloadpacket.__name__ != "bernoulli_"  # draws from a given probability, whatever was there
+    drawn = op.target.overloadpacket.__name__.startswith("bernoulli") and len(op.target._schema.arguments) > 2
+    keeps = not drawn  # from a given probability, whatever was there
     return op.output(axes, carried([x], axes) if keeps else None)
 
 

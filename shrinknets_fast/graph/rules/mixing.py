@@ -27,9 +27,9 @@ def softmax(op):
     return along(op, op["dim"], f"is mixed with others by {op.label}, which counts its features", False)
 
 
-@register_rule(*named("cumsum", "cumprod", "renorm"))
+@register_rule(*named("cumsum", "cumprod"))
 def cumulative(op):
-    return along(op, op["dim"], f"is added up in order by {op.label}", op.name.startswith("aten.cum"))
+    return along(op, op["dim"], f"is added up in order by {op.label}", True)
 
 
 @register_rule(*named("cummax", "cummin", "sort", "argsort", "msort"))
@@ -55,7 +55,18 @@ def ordered(op):
     )
 )
 @register_rule(
-    *named("index_put", "scatter", "scatter_add", "gather", "take_along_dim", "diagonal", "diag_embed", "trace", "kron")
+    *named(
+        "renorm",
+        "index_put",
+        "scatter",
+        "scatter_add",
+        "gather",
+        "take_along_dim",
+        "diagonal",
+        "diag_embed",
+        "trace",
+        "kron",
+    )
 )
 def compared(op):
     op.pin_all(f"is read by {op.label}, which needs all of it")
