@@ -141,7 +141,7 @@ class GarbageCollector:
         self._check_model()
         dead = self._watch.masks()
         constants = Constants(self._network, dead)
-        plan = make_plan(self._network, self._hubs, dead, forgiven=forgiven(self.model, constants))
+        plan = make_plan(self._network, self._hubs, dead, forgiven=forgiven(self.model, self._network, constants))
         self._carry_out(plan, dead, lambda: move_into_biases(self.model, self._network, constants, plan.gone))
         return plan.removed
 

@@ -47,6 +47,12 @@ def fold_filters(model, example_inputs=None, *, example_kwargs=None):
 
     example_inputs: needed only if features are dead and no collector was made for this model.
     """
+    for name, module in named_filters(model).items():
+        if not isinstance(module, Filter) and not {"weight", "bias"} <= module._parameters.keys():
+            raise ShrinkError(
+                f"fold_filters: {name or type(module).__name__} has a weight or bias that a parametrization or pruning computes; "
+                "remove that first (torch.nn.utils.parametrize.remove_parametrizations, torch.nn.utils.prune.remove)"
+            )
     plain = copied(model)
     if any(not bool(m.alive.all()) for m in named_filters(plain).values()):
         args, kwargs = known_inputs(model, example_inputs, example_kwargs)

@@ -4,6 +4,8 @@ import sys
 
 import pytest
 import torch
+import torch.nn.functional as F
+import torch.nn.utils.prune
 from networks import conv_net, kill, mlp, relative
 from torch import nn
 
@@ -160,3 +162,106 @@ def test_constants_move_into_existing_biases_where_that_is_exact(layers, x, remo
     plain = sn.fold_filters(model, x)
     assert len(plain[0].weight) == 10 - removed
     assert relative(plain(x), model(x)) < 1e-12
+
+
+class Half(nn.Linear):
+    def forward(self, x):
+        return F.linear(x, self.weight * 0.5, self.bias)
+
+
+class Twice(nn.Linear):
+    def forward(self, x):
+        return F.linear(x, self.weight, self.bias * 2)
+
+
+class Apart(nn.Linear):
+    def forward(self, x):
+        return F.linear(x, self.weight) + self.bias
+
+
+class Unused(nn.Linear):
+    def forward(self, x):
+        return F.linear(x, self.weight)
+
+
+class GatedLinear(nn.Linear):
+    def forward(self, x):
+        return F.linear(x, self.weight, self.bias) * F.linear(x, self.weight + 1).sigmoid()
+
+
+class Sign(nn.Module):
+    def forward(self, x):
+        return x.sign()
+
+
+class Siamese(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(sn.FilteredLinear(10, 12), nn.Sigmoid(), nn.Linear(12, 4))
+
+    def forward(self, x):
+        return self.net(x) + self.net(x * 2)
+
+
+class OneReader(nn.Module):
+    """Of two constants."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = sn.FilteredLinear(10, 12), sn.FilteredLinear(10, 12)
+        self.b.theta = self.a.theta
+        self.reader = nn.Linear(12, 4)
+
+    def forward(self, x):
+        return self.reader(torch.sigmoid(self.a(x))) + self.reader(torch.cos(self.b(x)))
+
+
+class OneBias(nn.Module):
+    """Of two readers."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = sn.FilteredLinear(10, 12), nn.Linear(12, 4), nn.Linear(12, 4)
+        self.c.bias = self.b.bias
+
+    def forward(self, x):
+        x = torch.sigmoid(self.a(x))
+        return self.b(x) * 3 + self.c(x)
+
+
+def between(*middle):
+    return lambda: nn.Sequential(sn.FilteredLinear(10, 12), *(make() for make in middle))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        *(between(nn.Sigmoid, lambda kind=kind: kind(12, 4)) for kind in (Half, Twice, Apart, Unused, GatedLinear)),
+        between(Sign, lambda: nn.Linear(12, 4)),
+        between(lambda: nn.Hardtanh(0.5, 1), lambda: sn.FilteredLinear(12, 4)),
+        Siamese,
+        OneReader,
+        OneBias,
+    ],
+)
+def test_constants_never_move_where_they_do_not_belong(make):
+    model, x = make().double().eval(), torch.randn(6, 10, dtype=torch.float64)
+    for theta in sn.filters.thetas(model).values():
+        theta.data.fill_(1.0)[:6] = 0
+    assert relative(sn.fold_filters(model, (x,))(x), model(x)) < 1e-12
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        nn.utils.parametrizations.weight_norm,
+        nn.utils.weight_norm,
+        lambda layer: nn.utils.prune.l1_unstructured(layer, "weight", 0.3),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated")
+def test_computed_weights_have_to_be_settled_first(change):
+    model = nn.Sequential(sn.FilteredLinear(4, 6), nn.Linear(6, 2))
+    change(model[0])
+    with pytest.raises(sn.ShrinkError, match="^fold_filters: 0 has a weight or bias that"):
+        sn.fold_filters(model)

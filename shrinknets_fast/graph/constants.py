@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from .op import Value
 
 MOVES = {"flatten", "view", "reshape", "_unsafe_view", "dropout", "contiguous", "detach", "alias", "clone"}
+FOLD = torch.ops.shrinknets_fast.fold.default
 POOLS = {"max_pool", "adaptive_max_pool", "adaptive_avg_pool"}  # of a constant channel: the same constant
 
 
@@ -73,24 +74,40 @@ def applied(op, constants):
     """The pointwise op, asked for its values at the constants."""
     args = {n: constants.clone() if isinstance(op[n], Value) else op[n] for n in op._args}
     try:
-        return op.target(**args).double()
+        return torch.where(constants.isnan(), torch.nan, op.target(**args).double())  # sign(NaN) is 0
     except Exception:  # an op that cannot be asked promises nothing
         return torch.full_like(constants, torch.nan)
 
 
-def takes_constants(model, read):
-    """The module that reads, if its bias can take a constant over: a linear layer, or a convolution without padding."""
-    module = model.get_submodule(read.op.module.partition("@")[0])
-    name = getattr(getattr(read.op.target, "overloadpacket", None), "__name__", "")
-    if name not in ("linear", "conv1d", "conv2d", "conv3d") or getattr(module, "bias", None) is None:
+def takes_constants(model, network, read):
+    """The module that reads, if its bias can take a constant over: a linear layer, or a convolution without padding.
+
+    Its weight and bias must be what the op gets, as they are or folded, and the bias must go nowhere else: not to a second call.
+    """
+    op = read.op
+    name = getattr(getattr(op.target, "overloadpacket", None), "__name__", "")
+    if name not in ("linear", "conv1d", "conv2d", "conv3d") or op["weight"].shape[1] != len(read.value.axes[read.dim]):
         return None
-    weight = getattr(module, "weight", None)
-    if weight is None or weight.shape[1:2] != (len(read.value.axes[read.dim]),):
+    if name != "linear" and (any(read.op["padding"]) or read.op["groups"] != 1):
         return None
-    return module if name == "linear" or not any(read.op["padding"]) and read.op["groups"] == 1 else None
+    taken = [op["weight"], op["bias"]]
+    for maker in network.ops:
+        if maker.target is FOLD and list(maker.results) == taken:
+            if readers(network, op["bias"]) != 1:
+                return None
+            taken = [maker["weight"], maker["bias"]]
+    module = model.get_submodule(op.module.partition("@")[0])
+    own = [getattr(module, kind, None) for kind in ("weight", "bias")]
+    if None in taken or any(value.tensor is None or value.tensor is not t for value, t in zip(taken, own, strict=True)):
+        return None
+    return module if readers(network, taken[1]) == 1 else None
 
 
-def forgiven(model, constants):
+def readers(network, value):
+    return sum(op.mode == "eval" and value in op.inputs for op in network.ops)
+
+
+def forgiven(model, network, constants):
     """For :func:`judge`: the positions of a read that need no zero, because a bias can take their constant over."""
 
     def positions(read):
@@ -98,7 +115,7 @@ def forgiven(model, constants):
         if read.op.mode != "eval":
             return torch.ones(len(ids), dtype=torch.bool)
         known = ~constants(read.value, read.dim).isnan()
-        return known if takes_constants(model, read) is not None else torch.zeros_like(known)
+        return known if takes_constants(model, network, read) is not None else torch.zeros_like(known)
 
     return positions
 
@@ -112,6 +129,6 @@ def move_into_biases(model, network, constants, gone):
         leaving = gone[read.value.axes[read.dim].ids]
         amounts = torch.where(leaving, constants(read.value, read.dim), 0.0)
         if bool((amounts != 0).any()):
-            module = takes_constants(model, read)
+            module = takes_constants(model, network, read)
             columns = module.weight.double().flatten(2).sum(2) if module.weight.dim() > 2 else module.weight.double()
             module.bias += (columns @ amounts.to(columns.device)).to(module.bias.dtype)
