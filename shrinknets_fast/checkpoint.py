@@ -1,9 +1,13 @@
 """Loading a shrunk checkpoint into a fresh model of the original size."""
 
+from contextlib import ExitStack
+
 import torch
 
 from .errors import ShrinkError
 from .graph.modules import depthwise_names, sync_sizes
+from .nn import Gated
+from .vanish import put_stand_in
 
 __all__ = ["load_state_dict"]
 
@@ -12,10 +16,13 @@ __all__ = ["load_state_dict"]
 def load_state_dict(model, state_dict):
     """Resize ``model`` to the sizes in ``state_dict``, then load it strictly. Parameters keep their identity.
 
-    model: has the same names, and every tensor is at least as large as in the checkpoint. Do this before the optimizer has
-    state. Raises ShrinkError, with nothing changed, where names, dimensions or sizes do not fit.
+    model: has the same names, and every tensor is at least as large as in the checkpoint; a branch that had left the network
+    leaves here too. Do this before the optimizer is made. Raises ShrinkError, with nothing changed, where names, dimensions or
+    sizes do not fit.
     """
     own = model.state_dict(keep_vars=True)
+    left = branches_that_left(model, own, state_dict)
+    own = {name: tensor for name, tensor in own.items() if not name.startswith(tuple(left))}
     missing, unexpected = sorted(own.keys() - state_dict.keys()), sorted(state_dict.keys() - own.keys())
     if missing or unexpected:
         raise ShrinkError(f"load_state_dict: missing {missing[:5]}, unexpected {unexpected[:5]}")
@@ -28,9 +35,23 @@ def load_state_dict(model, state_dict):
             raise ShrinkError(f"load_state_dict: {name} has shape {wanted}, expected at most {present}")
         if wanted != present:
             resized.append((tensor, wanted))
+    for gated in left.values():
+        put_stand_in(gated, ExitStack())  # all checks have passed: nothing to undo
     depthwise = depthwise_names(model)
     for tensor, shape in resized:
         tensor.set_(torch.empty(shape, dtype=tensor.dtype, device=tensor.device))
         tensor.grad = None
     sync_sizes(model, depthwise)
     return model.load_state_dict(state_dict)
+
+
+def branches_that_left(model, own, state_dict):
+    """{prefix of its tensors' names: Gated} of the branches of which the checkpoint has nothing but the closed gate."""
+    found = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, Gated) and not module.vanished:
+            gate, prefix = state_dict.get(f"{name}.1.theta"), f"{name}.0."
+            had, has = (any(key.startswith(prefix) for key in keys) for keys in (own, state_dict))
+            if gate is not None and not bool((gate > 0).any()) and had and not has:
+                found[prefix] = module
+    return found

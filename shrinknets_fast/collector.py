@@ -1,5 +1,6 @@
 """The garbage collector: looks at the filters between steps and removes what is dead, exactly."""
 
+import contextlib
 import dataclasses
 import time
 import warnings
@@ -67,7 +68,8 @@ class GarbageCollector:
     a collection removes; seed: for that choice.
 
     follow: copies that shrink with the model (EMA copies): modules, dicts by name, or lists in the order of
-    ``model.parameters()``. follow_dead: "wait" keeps a feature until it is dead in every copy too, "drop" does not.
+    ``model.parameters()``. Dicts lose the entries of a branch that leaves; with lists every branch stays. follow_dead: "wait"
+    keeps a feature until it is dead in every copy too, "drop" does not.
 
     Raises ShrinkError, with nothing changed, for what cannot be traced, followed or run at the smaller size.
     """
@@ -126,11 +128,13 @@ class GarbageCollector:
         start = time.perf_counter()
         self._check_model()
         dead = self._watch.masks()
-        branches = self._close_branches(dead)
-        if branches:
-            dead = self._watch.masks()
-        plan = self._plan(dead, self._generator)
-        moved, freed = self._carry_out(plan, dead)
+        with contextlib.ExitStack() as undo:  # the branches that left come back if the rest is refused
+            branches = self._close_branches(dead, undo)
+            if branches:
+                dead = self._watch.masks()
+            plan = self._plan(dead, self._generator)
+            moved, freed = self._carry_out(plan, dead, undo.pop_all)
+            undo.pop_all()
         return Collection(plan.removed, moved, freed, (time.perf_counter() - start) * 1e3, branches)
 
     def collect_constants(self):
@@ -232,11 +236,14 @@ class GarbageCollector:
         return trim(tensors.values(), waste)
 
     def state_dict(self):
-        return {"steps": self._steps, "generator": self._generator.get_state()}
+        seen = {name: self._seen[key] for key, (name, _) in self._filters.items() if key in self._seen}
+        return {"steps": self._steps, "generator": self._generator.get_state(), "seen": seen}
 
     def load_state_dict(self, state):
         self._generator.set_state(state["generator"].cpu())
         self._steps = int(state["steps"])
+        seen = state.get("seen", {})  # states from before it was kept have none
+        self._seen = {key: seen[name] for key, (name, _) in self._filters.items() if name in seen}
 
     def _trace(self, args, kwargs):
         model = self.model
@@ -248,28 +255,36 @@ class GarbageCollector:
         self._rehearsal.set_stage(model)  # now, or the first collection would have to
         _examples[model] = self._rehearsal.inputs
 
-    def _close_branches(self, dead):
-        """Take out the residual branches whose gate is dead; the network that is left is traced anew."""
-        branches = closed_branches(self.model, dead)
-        branches = {name: gated for name, gated in branches.items() if name not in self._kept_branches}
+    def _close_branches(self, dead, undo):
+        """Take out the residual branches whose gate is dead, here and in the copies; the network that is left is traced anew."""
+        branches = {
+            name: gated
+            for name, gated in closed_branches(self.model, dead).items()
+            if name not in self._kept_branches and self._following.can_close(name)
+        }
         if not branches:
             return ()
         args, kwargs = example_of(self.model)
         shapes = Rehearsal(self.model, args, kwargs).output_shapes(self.model)
+        traced = ("_filters", "_watch", "_network", "_hubs", "_rehearsal")
+        undo.callback(vars(self).update, {name: getattr(self, name) for name in traced})
+        undo.callback(setattr, self, "_seen", {key: int(mask.sum()) for key, mask in dead.items()})
         gone = vanish(
             self.model,
             branches,
             self.optimizers,
             lambda: Rehearsal(self.model, args, kwargs).output_shapes(self.model) == shapes,
+            undo,
         )
         self._kept_branches.update(set(branches) - set(gone))
         if gone:
+            self._following.close({name: branches[name] for name in gone}, undo)
             self._trace(args, kwargs)
         return gone
 
     def _copies(self, name, theta):
         """The thetas of the copies that a feature waits for."""
-        return self._following.tensors(f"{name}.theta" if name else "theta", theta.shape) if self._waits else ()
+        return self._following.tensors(f"{name}.theta" if name else "theta", theta) if self._waits else ()
 
     def _plan(self, dead, generator):
         return make_plan(self._network, self._hubs, dead, align=self.align, removal=self.removal, generator=generator)

@@ -1,39 +1,83 @@
 """Copies of the model that shrink with it, such as an exponential moving average of its weights."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
 from .errors import ShrinkError
 from .graph.modules import sync_sizes
 from .graph.trace import lookup
+from .nn import Gated
+from .vanish import put_stand_in
 
 
 class Following:
     """``follow``: modules with the model's names (or wrappers with one as ``.module``), dicts of tensors by those names, or
-    lists of tensors in the order of ``model.parameters()``."""
+    lists of tensors in the order of ``model.parameters()``.
+
+    Dicts and lists are the user's own, looked into at each use, because an update may put new tensors there.
+    """
 
     def __init__(self, model, follow):
-        given = [follow] if isinstance(follow, (nn.Module, dict)) else list(follow)
+        given = [follow] if isinstance(follow, (nn.Module, dict)) else as_sequence(follow)
         if given and all(isinstance(item, torch.Tensor) for item in given):
             given = [given]
+        self._model = model
+        self._names = names_of(model)
+        self._places = {id(p): i for i, p in enumerate(model.parameters())}
         self._modules = [as_twin(model, item) for item in given if isinstance(item, nn.Module)]
-        self._copies = [*self._modules, *(as_names(model, item) for item in given if not isinstance(item, nn.Module))]
+        self._dicts = [checked_dict(model, item) for item in given if isinstance(item, dict)]
+        self._lists = [as_sequence(item) for item in given if not isinstance(item, (nn.Module, dict))]
+        for name, parameter in model.named_parameters():
+            self.tensors(name, parameter)  # what does not fit is an error now, not when something dies
 
-    def tensors(self, name, shape):
-        """The copies of the model's tensor ``name``; one of another shape is an error."""
-        found = []
-        for copy in self._copies:
-            tensor = copy.get(name) if isinstance(copy, dict) else lookup(copy, name)
-            if tensor is None:
-                continue
-            if tuple(tensor.shape) != tuple(shape):
-                raise ShrinkError(f"follow: {name} has shape {tuple(tensor.shape)} there, expected {tuple(shape)}")
-            found.append(tensor)
-        return found
+    def tensors(self, name, tensor):
+        """The copies of the model's ``tensor``, under whichever of its names; one that does not fit is an error."""
+        names = self._names.get(id(tensor), [name])
+        found = [lookup(module, n) for module in self._modules for n in names]
+        found += [copies.get(n) for copies in self._dicts for n in names]
+        if id(tensor) in self._places:
+            found += [self._in_list(copies, self._places[id(tensor)]) for copies in self._lists]
+        once = {id(copy): copy for copy in found if copy is not None and copy is not tensor}
+        for copy in once.values():
+            check_copy(name, tensor, copy)
+        return list(once.values())
 
     def sync(self, depthwise):
         for module in self._modules:
             sync_sizes(module, depthwise)
+
+    def can_close(self, name):
+        """Whether the branch of the ``Gated`` of this name can leave every copy; of a list, the user counts the entries."""
+        return not self._lists and all(isinstance(gated_of(module, name), Gated) for module in self._modules)
+
+    @torch.no_grad()
+    def close(self, branches, undo):
+        """Do what was done to the model: these branches have left it. branches: {name: Gated}"""
+        for name, gated in branches.items():
+            for copy in self.tensors(f"{name}.1.theta", gated.gate.theta):
+                if bool((copy > 0).any()):  # only where copies are not waited for
+                    shut(name, copy, undo)
+            for module in self._modules:
+                put_stand_in(gated_of(module, name), undo)
+        undo.callback(setattr, self, "_names", self._names)
+        before, self._names = self._names, names_of(self._model)
+        for copies in self._dicts:
+            undo.callback(refill, copies, dict(copies))
+            for key, names in before.items():
+                rename(copies, names, self._names.get(key, []))
+
+    def _in_list(self, copies, place):
+        if len(copies) != len(self._places):
+            raise ShrinkError(
+                f"follow: a list of {len(copies)} tensors, expected {len(self._places)} as model.parameters()"
+            )
+        return copies[place]
+
+
+def as_sequence(item):
+    return item if isinstance(item, Sequence) else list(item)
 
 
 def as_twin(model, module):
@@ -45,15 +89,55 @@ def as_twin(model, module):
     raise ShrinkError(f"follow: {type(module).__name__} does not have the parameters of {type(model).__name__}")
 
 
-def as_names(model, item):
-    """{name: tensor} from a dict, or from a list in the order of the parameters."""
-    names = [name for name, _ in model.named_parameters()]
-    if isinstance(item, dict):
-        unknown = [name for name in item if lookup(model, name) is None]
-        if unknown:
-            raise ShrinkError(f"follow: {unknown[0]!r} is no tensor of {type(model).__name__}")
-        return dict(item)
-    tensors = list(item)
-    if len(tensors) != len(names):
-        raise ShrinkError(f"follow: a list of {len(tensors)} tensors, expected {len(names)} as model.parameters()")
-    return dict(zip(names, tensors, strict=True))
+def checked_dict(model, item):
+    unknown = [name for name in item if lookup(model, name) is None]
+    if unknown:
+        raise ShrinkError(f"follow: {unknown[0]!r} is no tensor of {type(model).__name__}")
+    return item
+
+
+def check_copy(name, tensor, copy):
+    if not isinstance(copy, torch.Tensor):
+        raise ShrinkError(f"follow: {name} is a {type(copy).__name__} there, expected a tensor")
+    if copy.shape != tensor.shape:
+        raise ShrinkError(f"follow: {name} has shape {tuple(copy.shape)} there, expected {tuple(tensor.shape)}")
+    strided = copy.layout == tensor.layout == torch.strided
+    if strided and copy.device == tensor.device and copy.data_ptr() == tensor.data_ptr() != 0:
+        raise ShrinkError(f"follow: {name} is the parameter's own memory there, expected a copy")
+
+
+def names_of(model):
+    """{id(tensor): all its names}: a tied parameter has several."""
+    names = {}
+    named = (model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False))
+    for name, tensor in (pair for pairs in named for pair in pairs):
+        names.setdefault(id(tensor), []).append(name)
+    return names
+
+
+def gated_of(module, name):
+    try:
+        return module.get_submodule(name)
+    except AttributeError:
+        return None
+
+
+def shut(name, gate, undo):
+    if gate.is_inference():
+        raise ShrinkError(
+            f"{name}.1.theta: a copy of it was made under torch.inference_mode, where nothing can be changed"
+        )
+    undo.callback(gate.detach().copy_, gate.clone())
+    gate.clamp_(max=0)
+
+
+def rename(copies, before, after):
+    """Take a tensor's entries under names it has lost out of the dict; it keeps one under a name it still has."""
+    lost = [copies.pop(name) for name in before if name not in after and name in copies]
+    if lost and after and not any(name in copies for name in after):
+        copies[after[0]] = lost[0]
+
+
+def refill(copies, before):
+    copies.clear()
+    copies.update(before)

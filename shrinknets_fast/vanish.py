@@ -13,8 +13,8 @@ def closed_branches(model, dead):
 
 
 @torch.no_grad()
-def vanish(model, branches, optimizers, still_runs):
-    """Take the branches out and return the names of those that went.
+def vanish(model, branches, optimizers, still_runs, undo):
+    """Take the branches out and return the names of those that went; ``undo``, an ExitStack, learns how to put them back.
 
     ``still_runs()`` tells whether the model still does, or raises what the model raises; where it does not, because a branch
     changes the shape of its input, that branch stays as it was.
@@ -23,7 +23,7 @@ def vanish(model, branches, optimizers, still_runs):
     gone = []
     for name, gated in branches.items():
         branch = gated[0]
-        gated[0] = nn.Identity().train(gated.training)
+        put_stand_in(gated, undo)
         try:
             runs = still_runs()
         except Exception:
@@ -34,13 +34,21 @@ def vanish(model, branches, optimizers, still_runs):
             gated[0] = branch
     left = {id(p) for p in model.parameters()}
     for optimizer in optimizers:
-        drop(optimizer, before - left)
+        drop(optimizer, before - left, undo)
     return tuple(gone)
 
 
-def drop(optimizer, gone):
+def put_stand_in(gated, undo):
+    """What is left of a branch: the gate's zeros are all that is read of it."""
+    if not gated.vanished:
+        undo.callback(gated.__setitem__, 0, gated[0])
+        gated[0] = nn.Identity().train(gated.training)
+
+
+def drop(optimizer, gone, undo):
     """Take the parameters with these ids out of the optimizer, with their state."""
     for group in optimizer.param_groups:
+        undo.callback(group.__setitem__, "params", group["params"])
         group["params"] = [p for p in group["params"] if id(p) not in gone]
     for p in [p for p in optimizer.state if id(p) in gone]:
-        del optimizer.state[p]
+        undo.callback(optimizer.state.__setitem__, p, optimizer.state.pop(p))

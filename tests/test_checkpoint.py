@@ -1,6 +1,8 @@
 import pytest
 import torch
 from networks import conv_net, kill, relative
+from test_placement import add, data
+from test_residual import Whole
 
 import shrinknets_fast as sn
 
@@ -56,3 +58,38 @@ def test_what_does_not_fit_changes_nothing(change, words):
     with pytest.raises(sn.ShrinkError, match=words):
         sn.load_state_dict(fresh, state)
     assert all(torch.equal(v, before[k]) for k, v in fresh.state_dict().items())
+
+
+def gated():
+    model = torch.nn.Sequential(torch.nn.Linear(4, 6), Whole(6), torch.nn.Linear(6, 2))
+    return add(model, data(5, 4), depth=True)
+
+
+def test_a_branch_that_left_the_checkpoint_leaves_the_fresh_model():
+    model, x = gated(), data(5, 4)
+    with torch.no_grad():
+        model[1].branch.gate.theta.zero_()
+    sn.GarbageCollector(model, x).collect()
+    fresh = gated().eval()
+    sn.load_state_dict(fresh, model.state_dict())
+    assert torch.equal(fresh(x), model(x)) and list(fresh.state_dict()) == list(model.state_dict())
+    assert not fresh[1].branch[0].training
+    sn.GarbageCollector(fresh, x, optimizers=torch.optim.Adam(fresh.parameters())).collect()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda s: s.update({"1.branch.1.theta": torch.ones(1)}), r"missing \['1.branch.0"),
+        (lambda s: s.update({"0.bias": torch.ones(99)}), "0.bias has shape"),
+        (lambda s: s.pop("0.bias"), r"missing \['0.bias'\]"),
+    ],
+)
+def test_a_branch_stays_where_the_checkpoint_does_not_fit(change, words):
+    model = gated()
+    state = {k: v for k, v in model.state_dict().items() if not k.startswith("1.branch.0.")}
+    state["1.branch.1.theta"] = torch.zeros(1)
+    change(state)
+    with pytest.raises(sn.ShrinkError, match=words):
+        sn.load_state_dict(model, state)
+    assert not model[1].branch.vanished

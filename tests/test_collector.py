@@ -436,3 +436,19 @@ def test_several_optimizers_and_parameters_in_several_groups():
     first.step(), second.step()
     assert second.state[model[0].theta]["momentum_buffer"].shape == model[0].theta.shape
     assert first.state[model[1].weight]["exp_avg"].shape == model[1].weight.shape == left[::-1]
+
+
+def test_a_resumed_collector_leaves_what_the_original_would_leave():
+    torch.manual_seed(0)
+    model, x = mlp(width=16), torch.randn(3, 16, dtype=torch.float64)
+    gc = sn.GarbageCollector(model, x, removal=0.5, seed=3)
+    kill(model)
+    assert gc.step().removed
+    twin = copy.deepcopy(model)
+    resumed = sn.GarbageCollector(twin, x, removal=0.5)
+    state = gc.state_dict()
+    resumed.load_state_dict(state)
+    assert gc.step() is None and resumed.step() is None
+    older = {k: v for k, v in state.items() if k != "seen"}
+    resumed.load_state_dict(older)
+    assert resumed.step().removed

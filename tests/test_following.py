@@ -8,6 +8,7 @@ from networks import conv_net, kill, mlp, outputs, relative
 from test_optimizers import train
 
 import shrinknets_fast as sn
+from shrinknets_fast.nn import Gated
 
 X = torch.randn(4, 1, 14, 14, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
@@ -187,3 +188,165 @@ def test_constants_stay_where_they_are_if_the_collection_is_refused():
     with pytest.raises(sn.ShrinkError, match="odd"):
         gc.collect_constants()
     assert torch.equal(model(x), before)
+
+
+class Res(torch.nn.Module):
+    """Three residual branches on one trunk."""
+
+    def __init__(self):
+        super().__init__()
+        self.i, self.o = torch.nn.Linear(10, 8), torch.nn.Linear(8, 3)
+        branches = (
+            torch.nn.Sequential(torch.nn.Linear(8, 12), torch.nn.ReLU(), torch.nn.Linear(12, 8)) for _ in range(3)
+        )
+        self.b = torch.nn.ModuleList(branches)
+
+    def forward(self, x):
+        x = self.i(x)
+        for b in self.b:
+            x = x + b(x)
+        return self.o(x)
+
+
+V = torch.randn(6, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+def res():
+    return sn.add_filters(Res().double(), V, depth=True, residual="tied")
+
+
+def dead(theta, n):
+    with torch.no_grad():
+        theta[:n] = 0
+
+
+def branches_there(model):
+    return [not m.vanished for m in model.modules() if isinstance(m, Gated)]
+
+
+def test_a_branch_that_leaves_the_model_leaves_the_copies():
+    model = res()
+    ema = torch.optim.swa_utils.AveragedModel(model)
+    named = {k: v.detach().clone() for k, v in model.named_parameters()}
+    gc = sn.GarbageCollector(model, V, follow=[ema, named])
+    for gate in (model.b[1].gate.theta, ema.module.b[1].gate.theta, named["b.1.1.theta"]):
+        dead(gate, 1)
+    before = outputs(model, V) + outputs(ema, V)
+    assert gc.collect().branches == ("b.1",)
+    assert branches_there(model) == branches_there(ema) == [True, False, True]
+    assert list(named) == [name for name, _ in model.named_parameters()]
+    for old, new in zip(before, outputs(model, V) + outputs(ema, V), strict=True):
+        assert relative(new, old) < 1e-12
+    for theta in (model.i.theta, ema.module.i.theta, named["i.theta"]):
+        dead(theta, 2)
+    ema.update_parameters(model), ema.update_parameters(model)
+    before = outputs(model, V) + outputs(ema, V)
+    assert gc.collect().removed == {"i": 2}
+    for old, new in zip(before, outputs(model, V) + outputs(ema, V), strict=True):
+        assert relative(new, old) < 1e-12
+    ema.update_parameters(model)
+    assert {k: v.shape for k, v in named.items()} == {k: v.shape for k, v in model.named_parameters()}
+
+
+@pytest.mark.parametrize("follow_dead", ["wait", "drop"])
+def test_a_branch_that_is_closed_in_the_model_only(follow_dead):
+    model = res()
+    ema, named = copy.deepcopy(model), {k: v.detach().clone() for k, v in model.named_parameters()}
+    gc = sn.GarbageCollector(model, V, follow=[ema, named], follow_dead=follow_dead)
+    dead(model.b[1].gate.theta, 1)
+    closed = copy.deepcopy(ema)
+    before = outputs(ema, V)
+    if follow_dead == "drop":
+        dead(closed.b[1].gate.theta, 1)
+        before = outputs(closed, V)
+    assert gc.collect().branches == (("b.1",) if follow_dead == "drop" else ())
+    for old, new in zip(before, outputs(ema, V), strict=True):
+        assert relative(new, old) < 1e-12
+    assert len(named) == len(list(model.parameters())) == len(list(ema.parameters()))
+    assert float(named["b.1.1.theta"]) == (0 if follow_dead == "drop" else 1)
+
+
+def test_with_a_list_a_branch_stays():
+    model = res()
+    shadow = [p.detach().clone() for p in model.parameters()]
+    gc = sn.GarbageCollector(model, V, follow=[shadow], follow_dead="drop")
+    dead(model.b[1].gate.theta, 1)
+    before = model(V)
+    assert gc.collect().branches == ()
+    assert relative(model(V), before) < 1e-12
+    assert [t.shape for t in shadow] == [p.shape for p in model.parameters()]
+
+
+@pytest.mark.parametrize("follow_dead", ["wait", "drop"])
+@pytest.mark.parametrize("kind", [dict, list])
+def test_updates_that_put_new_tensors_into_a_dict_or_list(kind, follow_dead):
+    model = mlp(width=8, depth=1)
+    keys = [k for k, _ in model.named_parameters()] if kind is dict else range(5)
+    ema = [p.detach().clone() for p in model.parameters()]
+    ema = dict(zip(keys, ema, strict=True)) if kind is dict else ema
+    gc = sn.GarbageCollector(model, torch.randn(3, 16, dtype=torch.float64), follow=ema, follow_dead=follow_dead)
+
+    def update():
+        with torch.no_grad():
+            for k, p in zip(keys, model.parameters(), strict=True):
+                ema[k] = ema[k] * 0.5 + p * 0.5
+
+    update()
+    dead(model[0].theta, 3)
+    place = [k for k, p in zip(keys, model.parameters(), strict=True) if p is model[0].theta][0]
+    if follow_dead == "wait":
+        assert gc.collect().removed == {}
+        dead(ema[place], 3)
+    assert gc.collect().removed == {"0": 3}
+    update()
+    assert [ema[k].shape for k in keys] == [p.shape for p in model.parameters()]
+    dead(ema[place], 1), dead(model[0].theta, 1)
+    assert gc.collect().removed == {"0": 1}
+
+
+def test_a_dict_with_all_names_of_a_tied_parameter():
+    model = res()
+    ema = {k: v.clone() for k, v in model.state_dict().items()}
+    gc = sn.GarbageCollector(model, V, follow=ema)
+    dead(model.i.theta, 2)
+    for k in ("i.theta", "b.0.0.2.theta", "b.1.0.2.theta"):
+        dead(ema[k], 2)
+    assert gc.collect().removed == {}
+    dead(ema["b.2.0.2.theta"], 2)
+    assert gc.collect().removed == {"i": 2}
+    assert {k: v.shape for k, v in ema.items()} == {k: v.shape for k, v in model.state_dict().items()}
+
+
+def test_a_copy_that_is_followed_twice_moves_once():
+    model = mlp(width=8, depth=1)
+    ema = copy.deepcopy(model)
+    state = ema.state_dict()
+    gc = sn.GarbageCollector(model, torch.randn(3, 16, dtype=torch.float64), follow=[ema, state, ema])
+    kill(model), kill(ema)
+    rows = ema[0].weight[ema[0].alive].clone()
+    assert gc.collect().removed
+    assert torch.equal(ema[0].weight, rows) and torch.equal(state["0.weight"], rows)
+    assert all(state[k].data_ptr() == p.data_ptr() for k, p in ema.named_parameters())
+
+
+def test_the_parameters_own_memory_is_no_copy():
+    model, x = mlp(width=8, depth=1), torch.randn(3, 16, dtype=torch.float64)
+    for own in ([[p.detach() for p in model.parameters()]], [model.state_dict()]):
+        with pytest.raises(sn.ShrinkError, match=r"follow: 0\.weight is the parameter's own memory"):
+            sn.GarbageCollector(model, x, follow=own)
+
+
+@pytest.mark.parametrize("how", ["one tensor for two", "overlapping"])
+def test_copies_that_lie_over_each_other_are_refused(how):
+    model, x = (
+        torch.nn.Sequential(sn.FilteredLinear(4, 8), sn.FilteredLinear(8, 8), torch.nn.Linear(8, 3)),
+        torch.randn(2, 4),
+    )
+    both = torch.ones(9)
+    pair = (
+        {"0.bias": both[:8], "1.bias": both[1:]}
+        if how == "overlapping"
+        else dict.fromkeys(("0.bias", "1.bias"), both[:8])
+    )
+    gc = sn.GarbageCollector(model, x, follow=pair)
+    unchanged_after(gc, model, x, r"0\.bias and 1\.bias")

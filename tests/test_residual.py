@@ -178,3 +178,64 @@ def test_a_closed_branch_that_changes_its_inputs_shape_stays():
     assert branches == [m[0] for m in gated]
     torch.testing.assert_close(model(x), before)
     assert {id(p) for group in optimizer.param_groups for p in group["params"]} == {id(p) for p in model.parameters()}
+
+
+class Written(nn.Module):
+    """A width is written into the code behind the trunk."""
+
+    def __init__(self):
+        super().__init__()
+        self.block, self.wide, self.out = Whole(6), sn.FilteredLinear(6, 12), nn.Linear(12, 2)
+
+    def forward(self, x):
+        return self.out(self.wide(self.block(x)).view(-1, 12))
+
+
+def test_a_refused_collection_brings_the_branch_back():
+    import copy
+
+    model, x = Written(), torch.randn(5, 6)
+    sn.add_filters(model, x, depth=True)
+    ema = copy.deepcopy(model)
+    named = {k: v.detach().clone() for k, v in model.named_parameters()}
+    optimizer = torch.optim.Adam(
+        [{"params": model.block.parameters()}, {"params": [model.wide.weight, model.wide.theta]}]
+    )
+    gc = sn.GarbageCollector(model, x, optimizers=optimizer, min_dead=0.0, follow=[ema, named], follow_dead="drop")
+    model(x).sum().backward()
+    optimizer.step()
+    with torch.no_grad():
+        model.block.branch.gate.theta.zero_()
+        model.wide.theta[:4] = 0
+
+    def everything():
+        held = [[id(p) for p in group["params"]] for group in optimizer.param_groups]
+        models = [[(k, id(p)) for k, p in m.named_parameters()] for m in (model, ema)]
+        values = [v.tolist() for v in (*model.parameters(), *ema.parameters(), *named.values())]
+        return held, set(map(id, optimizer.state)), models, list(named), values
+
+    before, explained = everything(), gc.explain()
+    for refused in (gc.collect, gc.step):
+        with pytest.raises(sn.ShrinkError, match=r"view\(-1, 12\)"):
+            refused()
+        assert everything() == before and gc.explain() == explained
+        gc._seen = {}
+    model(x).sum().backward()
+    optimizer.step()
+    with torch.no_grad():
+        model.wide.theta[:4] = 1
+    assert gc.collect().branches == ("block.branch",)
+    assert list(named) == [k for k, _ in model.named_parameters()] == [k for k, _ in ema.named_parameters()]
+
+
+def test_a_refused_collection_is_not_tried_again_at_the_next_step():
+    model, x = Written(), torch.randn(5, 6)
+    sn.add_filters(model, x, depth=True)
+    gc = sn.GarbageCollector(model, x, min_dead=0.0)
+    with torch.no_grad():
+        model.block.branch.gate.theta.zero_()
+        model.block.branch[0][0].theta[:3] = 0
+        model.wide.theta[:4] = 0
+    with pytest.raises(sn.ShrinkError):
+        gc.step()
+    assert gc.step() is None
