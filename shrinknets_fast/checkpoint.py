@@ -5,6 +5,7 @@ from contextlib import ExitStack
 import torch
 
 from .errors import ShrinkError
+from .filters import leave_fast_paths
 from .graph.modules import depthwise_names, sync_sizes
 from .nn import Gated
 from .vanish import put_stand_in
@@ -42,6 +43,7 @@ def load_state_dict(model, state_dict):
         tensor.set_(torch.empty(shape, dtype=tensor.dtype, device=tensor.device))
         tensor.grad = None
     sync_sizes(model, depthwise)
+    leave_fast_paths(model)
     return model.load_state_dict(state_dict)
 
 

@@ -39,6 +39,7 @@ class Layer(NamedTuple):
     features: int
     dtype: torch.dtype
     flips: bool = False
+    wide: bool = False  # a parameter in float64, which Triton does not take
 
     @property
     def light(self):
@@ -52,13 +53,15 @@ class Layer(NamedTuple):
 
     @property
     def small(self):
-        return self.dtype in TRITON_DTYPES and self.rows * self.columns * self.features <= LAUNCH_BOUND
+        return (
+            self.dtype in TRITON_DTYPES and not self.wide and self.rows * self.columns * self.features <= LAUNCH_BOUND
+        )
 
 
 WEIGHS = f"rows < columns, more than {CALL_BOUND:,} weights"
 RULES = (  # (op, device, words, test, path); the first that fits, else fold
     ("linear", "cuda", f"at most {LAUNCH_BOUND:,} products", lambda layer: layer.small, "triton"),
-    ("linear", "cuda", "relu and half weights", lambda layer: layer.flips, "triton"),
+    ("linear", "cuda", "relu and half weights", lambda layer: layer.flips and not layer.wide, "triton"),
     ("conv", "cuda", "relu and half weights", lambda layer: layer.flips, "epilogue"),
     # fold passes 5 times over features x columns weights, epilogue 5 times over rows x features outputs
     ("linear", "cpu", WEIGHS, lambda layer: layer.weighs, "epilogue"),

@@ -29,20 +29,15 @@ __all__ = [
 ]
 
 
-def compute_dtype(weight):
+def compute_dtype(weight, kind):
     """The dtype in which the folded weight is needed: autocast's where it is on (it leaves float64 alone), else its own."""
-    kind = weight.device.type
     if weight.dtype != torch.float64 and kind != "meta" and torch.is_autocast_enabled(kind):
         return torch.get_autocast_dtype(kind)
     return None
 
 
-def activate(output, activation):
-    """Apply ``activation``: None or "relu" (any positively homogeneous one commutes with the filter; these two have names)."""
-    return F.relu(output) if is_relu(activation) else output
-
-
 def is_relu(activation):
+    """Whether it is "relu", or None (any positively homogeneous one commutes with the filter; these two have names)."""
     if activation in (None, "relu"):
         return activation is not None
     raise ShrinkError(f"activation is {activation!r}, expected None or 'relu'")
@@ -54,13 +49,16 @@ def filtered_linear(input, weight, bias, theta, *, activation=None, path=None):
     input: (*, in), weight: (out, in), bias: (out,) or None, theta: (out,). Returns (*, out).
     path: None lets dispatch.py choose; or "fold", "epilogue", "triton" or "reference".
     """
-    dtype, relu = compute_dtype(weight), is_relu(activation)
+    kind, relu = input.device.type, is_relu(activation)
+    dtype = compute_dtype(weight, kind)
     features, columns = weight.shape
     flips = relu and weight.dtype.itemsize == 2
-    layer = Layer(input.shape[:-1].numel(), columns, features, dtype or input.dtype, flips)
-    path = path_of("linear", input.device.type, layer, path)
+    wide = theta.dtype == torch.float64 or bias is not None and bias.dtype == torch.float64
+    layer = Layer(input.shape[:-1].numel(), columns, features, dtype or input.dtype, flips, wide)
+    path = path_of("linear", kind, layer, path)
     if path == "fold":
-        return activate(folded_linear(input, weight, bias, theta, dtype, layer.light), activation)
+        output = folded_linear(input, weight, bias, theta, dtype, layer.light)
+        return F.relu(output) if relu else output
     input = input.to(layer.dtype)
     if path == "triton":
         return linear(input, weight, bias, theta, relu)
@@ -96,11 +94,13 @@ def filtered_conv3d(
 
 
 def _filtered_conv(dims, input, weight, bias, theta, window, activation, path):
-    dtype, relu = compute_dtype(weight), is_relu(activation)
-    path = path_of("conv", input.device.type, conv_layer(input, weight, window[0], dtype, relu), path)
+    kind, relu = input.device.type, is_relu(activation)
+    dtype = compute_dtype(weight, kind)
+    path = path_of("conv", kind, conv_layer(input, weight, window[0], dtype, relu), path)
     if path == "fold":
         weight, bias = fold(weight, bias, theta, dtype)
-        return activate(CONVS[dims - 1](input, weight, bias, *window), activation)
+        output = CONVS[dims - 1](input, weight, bias, *window)
+        return F.relu(output) if relu else output
     input = input.to(dtype or input.dtype)
     batch = input if input.dim() == dims + 2 else input[None]
     batch, window = in_numbers(batch, weight, window)

@@ -207,6 +207,11 @@ class _FilteredBatchNorm(FilterBase):
         super().__init__(num_features, *args, device=device, dtype=dtype, **kw)
         self.attach_theta(num_features, init, theta, device=device, dtype=dtype)
 
+    def __setstate__(self, state):  # of a copy, or a loaded one
+        super().__setstate__(state)
+        if self.weight is not None:
+            FILTERED_NORM_WEIGHTS[self.weight] = True
+
     def forward(self, input):
         self._check_input_dim(input)
         momentum = 0.0 if self.momentum is None else self.momentum

@@ -328,3 +328,11 @@ def test_huge_strides():
     x = buffer.as_strided((2, 3, 5, 5), (apart, 25, 5, 1)).copy_(torch.randn(2, 3, 5, 5))
     tensors = make(((2, 3, 5, 5), (4, 3, 3, 3), ONE, ONE, ONE, 1), torch.float16, "cuda")
     check_reference((x, *tensors[1:]), (ONE, ONE, ONE, 1), True)
+
+
+def test_two_dimensions_of_stride_one(kernel_device):
+    """Windows of a signal, overlapping: channels are not the only ones side by side."""
+    x = torch.randn(3, 64, device=kernel_device).unfold(-1, 8, 1)[:, :16].unsqueeze(2)
+    weight = torch.randn(8, 16, 1, 3, device=kernel_device).contiguous(memory_format=torch.channels_last)
+    options = [torch.ones(8, device=kernel_device), [1, 1], [0, 0], [1, 1], 1]
+    torch.testing.assert_close(ops.conv(x, weight, None, *options), ops.conv(x.contiguous(), weight, None, *options))

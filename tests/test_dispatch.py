@@ -1,9 +1,13 @@
+import copy
+import warnings
+
 import pytest
 import torch
 import torch.nn.functional as F
 from closeness import assert_close, assert_no_worse
 from conftest import INTERPRETED
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import shrinknets_fast as sn
 from shrinknets_fast import dispatch
@@ -185,12 +189,76 @@ def test_compile_of_the_whole_graph_gives_the_same_gradients(path, activation, k
 
 
 @pytest.mark.parametrize("path", PATHS[:3])
-def test_twice_is_refused(path, kind):
-    layer = layer_of(path, kind)
+@pytest.mark.parametrize("features", [16, 800])
+@pytest.mark.parametrize("through", ["upstream", "saved"])
+def test_twice_is_refused_or_right(path, kind, features, through):
+    """Also where only what was saved depends on the parameters, as in a gradient penalty, whose upstream gradient is ones."""
+    layer = layer_of(path, kind, features=features)
     x = batch_of(path, kind, 3)[0].requires_grad_()
-    (grad,) = torch.autograd.grad(layer(x).square().sum(), layer.theta, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        grad.sum().backward()
+
+    def penalised(call):
+        y = call(x)
+        first = y.square().sum() if through == "upstream" else y.sum()
+        (grad,) = torch.autograd.grad(first, x, create_graph=True)
+        return y.sum() + grad.square().sum()
+
+    right = torch.autograd.grad(penalised(lambda x: unfused(layer, x)), list(layer.parameters()))
+    for differentiate in (lambda loss: loss.backward(), lambda loss: torch.autograd.grad(loss, layer.theta)):
+        layer.zero_grad()
+        try:
+            differentiate(penalised(layer))
+        except RuntimeError as error:
+            assert "once_differentiable" in str(error)  # noqa: PT017
+        else:
+            assert path == "fold" and torch.autograd.grad(penalised(layer), layer.theta)[0].allclose(
+                right[-1], rtol=1e-3
+            )
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("width", [20, 200])
+def test_transforms_of_networks_of_any_width(width):
+    model = nn.Sequential(sn.FilteredLinear(width, width, activation="relu"), sn.FilteredLinear(width, width))
+    x = torch.randn(3, width)
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+
+    def loss(parameters, x):
+        return torch.func.functional_call(model, parameters, (x,)).square().sum()
+
+    samples = torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, x)
+    for name, gradient in torch.func.grad(loss)(parameters, x).items():
+        torch.testing.assert_close(samples[name].sum(0), gradient)
+    torch.testing.assert_close(
+        torch.func.jacrev(model)(x[0]), torch.autograd.functional.jacobian(model, x[0], vectorize=True)
+    )
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert copy.deepcopy(model)(torch.randn(3, width, requires_grad=True)).sum().backward() is None
+
+
+def test_dead_rows_stay_out_of_gradients_through_vmap():
+    layer = sn.FilteredLinear(200, 200)
+    with torch.no_grad():
+        layer.theta[0], layer.weight[0], layer.bias[0] = -1, float("nan"), float("nan")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        grad = torch.func.grad(lambda x: torch.func.vmap(layer)(x).sum())(torch.randn(3, 4, 200))
+    assert grad.isfinite().all()
+
+
+def test_a_frozen_small_layer_keeps_no_input():
+    layer, x = sn.FilteredLinear(8, 8).requires_grad_(False), torch.randn(3, 8, requires_grad=True)
+    hidden = x * 2
+    y = layer(hidden)
+    hidden.add_(1)  # nobody needs it any more, as with a frozen nn.Linear
+    y.sum().backward()
+    assert x.grad is not None
+
+
+def test_a_float64_parameter_is_not_given_to_triton():
+    layer = dispatch.Layer(2, 4, 3, torch.float32)
+    assert dispatch.path_of("linear", "cuda", layer) == "triton"
+    assert dispatch.path_of("linear", "cuda", layer._replace(wide=True)) == "fold"
+    assert dispatch.path_of("linear", "cuda", layer._replace(wide=True, flips=True)) == "fold"
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -1,5 +1,7 @@
 """How an ``autograd.Function`` is called: 16 us less on the host, both passes, than its own ``apply`` takes."""
 
+import functools
+
 import torch
 
 
@@ -10,8 +12,46 @@ def eager():
     return not torch._C._len_torch_function_stack()
 
 
+class Refusal(torch.autograd.Function):
+    """Its first ``count`` tensors; no gradient goes through it."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(count, *tensors):
+        return tuple(t.view_as(t) for t in tensors[:count])
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, *gradients):
+        raise RuntimeError("a filtered layer's gradient is not differentiable itself (once_differentiable)")
+
+
+def once(backward):
+    """A backward whose results refuse to be differentiated, whatever they depend on: the upstream gradient or what was saved.
+
+    torch's own ``once_differentiable`` refuses only where the upstream gradient requires one: a gradient penalty would be wrong.
+    """
+
+    @functools.wraps(backward)
+    def refusing(ctx, *gradients):
+        with torch.no_grad():
+            results = backward(ctx, *gradients)
+        if not torch.is_grad_enabled():
+            return results
+        results = results if isinstance(results, tuple) else (results,)
+        given = [r for r in results if r is not None]
+        guarded = iter(Refusal.apply(len(given), *given, *gradients, *ctx.saved_tensors))
+        return tuple(None if r is None else next(guarded) for r in results)
+
+    return refusing
+
+
 def direct(function):
-    """``function``, whose backward is ``once_differentiable``, without the context that only ``create_graph`` needs: 2 us."""
+    """``function``, whose backward is wrapped by :func:`once`, without what only ``create_graph`` needs: 2 us."""
 
     def backward(ctx, *gradients):
         return (function.backward if torch.is_grad_enabled() else function.backward.__wrapped__)(ctx, *gradients)

@@ -24,9 +24,8 @@ Source: ShrinkNets (Leclerc, Fernandez, Madden), equation 1; implicit products a
 import math
 
 import torch
-from torch.autograd.function import once_differentiable
 
-from .autograd import applied
+from .autograd import applied, once
 
 LIBRARY = torch.library.Library("shrinknets_fast", "FRAGMENT")
 WINDOW = "int[] stride, int[] padding, int[] dilation, int groups"
@@ -192,7 +191,7 @@ class Conv(torch.autograd.Function):
         ctx.save_for_backward(x, weight, bias, theta, output if relu else None)
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx, grad):
         x, weight, bias, theta, out = ctx.saved_tensors
         wants_input, *rest = ctx.needs_input_grad[:4]

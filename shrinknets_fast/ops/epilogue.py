@@ -15,9 +15,8 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch.autograd.function import once_differentiable
 
-from .autograd import applied
+from .autograd import applied, eager, once
 from .filter import filter
 
 LIBRARY = torch.library.Library("shrinknets_fast", "FRAGMENT")
@@ -36,8 +35,11 @@ def around_the_dead(product, weight, theta):
     """
     if weight.is_cpu:
         result = product(weight)
-        if math.isfinite(result.sum().item()):
-            return result
+        try:
+            if math.isfinite(result.sum().item()):
+                return result
+        except RuntimeError:  # a batched or a fake tensor has no value to look at
+            pass
     dead = (theta <= 0).view(-1, *[1] * (weight.dim() - 1))
     return product(torch.where(dead, torch.zeros_like(weight[:1]), weight))
 
@@ -88,13 +90,13 @@ class Product(torch.autograd.Function):
         ctx.save_for_backward(x, weight, theta)
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx, dz):
         x, weight, theta = ctx.saved_tensors
-        _, wants_weight, wants_bias, _ = ctx.needs_input_grad
+        wants_x, wants_weight, wants_bias, _ = ctx.needs_input_grad
         flat = dz.reshape(dz.shape[:-1].numel(), dz.shape[-1])
         product = ops.alive_product if torch.compiler.is_compiling() else alive_product
-        dx = product(dz, weight, theta)
+        dx = product(dz, weight, theta) if wants_x else None
         dweight = flat.t() @ x.reshape(len(flat), x.shape[-1]) if wants_weight else None
         return dx, dweight, flat.sum(0) if wants_bias else None, None
 
@@ -114,11 +116,11 @@ class ConvProduct(torch.autograd.Function):
         ctx.save_for_backward(x, weight, theta)
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx, dz):
         x, weight, theta = ctx.saved_tensors
         input_gradient = ops.alive_conv_input if torch.compiler.is_compiling() else alive_conv_input
-        dx = input_gradient(dz, x, weight, theta, *ctx.window)
+        dx = input_gradient(dz, x, weight, theta, *ctx.window) if ctx.needs_input_grad[0] else None
         _, dweight, dbias = conv_backward(dz, x, weight, ctx.window, [False, *ctx.needs_input_grad[1:3]])
         return dx, dweight, dbias, None, None
 
@@ -133,13 +135,15 @@ _product, _conv_product = applied(Product), applied(ConvProduct)
 
 def epilogue(x, weight, bias, theta, relu=False):
     """``act((x weight^T + bias) * max(0, theta))``; see the module's docstring. Differentiable once."""
-    z = _product(x, weight, bias, theta) if x.requires_grad else F.linear(x, weight, bias)
+    plain = eager() and not x.requires_grad  # what a transform looks through may say that it does not
+    z = F.linear(x, weight, bias) if plain else _product(x, weight, bias, theta.detach())
     return scaled(z, theta, -1, relu)
 
 
 def conv_epilogue(x, weight, bias, theta, window, relu=False):
     """``act((conv(x, weight) + bias) * max(0, theta))``; window: (stride, padding, dilation, groups), lists but for groups."""
-    z = _conv_product(x, weight, bias, theta, window) if x.requires_grad else convolution(x, weight, bias, window)
+    plain = eager() and not x.requires_grad
+    z = convolution(x, weight, bias, window) if plain else _conv_product(x, weight, bias, theta.detach(), window)
     return scaled(z, theta, 1, relu)
 
 

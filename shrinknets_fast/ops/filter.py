@@ -15,9 +15,8 @@ Sums are in an order that does not change from run to run. Source: ShrinkNets (L
 """
 
 import torch
-from torch.autograd.function import once_differentiable
 
-from .autograd import applied
+from .autograd import applied, once
 from .checks import check_dtype, check_like, check_same_device, check_vector
 
 _filter = torch.ops.shrinknets_fast.filter
@@ -64,7 +63,7 @@ class Filter(torch.autograd.Function):
         ctx.save_for_backward(output if ctx.relu else x, theta)
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx, grad):
         dx, dtheta = _filter_backward(grad, *ctx.saved_tensors, ctx.dim, ctx.relu)
         return dx, dtheta, None, None

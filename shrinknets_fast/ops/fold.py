@@ -16,13 +16,12 @@ Source: ShrinkNets (Leclerc, Fernandez, Madden), equation 1, and ``(x W^T + b) *
 
 import torch
 import torch.nn.functional as F
-from torch.autograd.function import once_differentiable
 
-from .autograd import applied, direct, eager
+from .autograd import applied, direct, eager, once
 from .checks import check_dtype, check_like, check_same_device, check_vector
 
-_fold = torch.ops.shrinknets_fast.fold
-_fold_backward = torch.ops.shrinknets_fast.fold_backward
+_fold = torch.ops.shrinknets_fast.fold.default
+_fold_backward = torch.ops.shrinknets_fast.fold_backward.default
 
 
 @torch.library.register_fake("shrinknets_fast::fold")
@@ -70,7 +69,7 @@ class Fold(torch.autograd.Function):
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx, grad_weight, grad_bias):
         weight, bias, theta = ctx.saved_tensors
         if grad_weight is None:
@@ -94,19 +93,22 @@ class FoldedLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, theta):
         folded, folded_bias = _fold(weight, bias, theta)
-        ctx.save_for_backward(x, folded, weight, bias, theta)
+        ctx.save_for_backward(x if any(ctx.needs_input_grad[1:]) else None, folded, weight, bias, theta)
         return F.linear(x, folded, None if bias is None else folded_bias)
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx, grad):
         x, folded, weight, bias, theta = ctx.saved_tensors
         wants_x, *wants = ctx.needs_input_grad
-        dx = grad @ folded if wants_x else None
+        rows, columns = grad, x
+        if grad.dim() != 2:  # reshape and @ of matrices take 4 us more than mm
+            rows = grad.reshape(grad.shape[:-1].numel(), grad.shape[-1])
+            columns = None if x is None else x.reshape(len(rows), x.shape[-1])
+        dx = torch.mm(rows, folded).view(*grad.shape[:-1], folded.shape[1]) if wants_x else None
         if not any(wants):
             return dx, None, None, None
-        rows = grad.reshape(grad.shape[:-1].numel(), grad.shape[-1])
-        dfolded = rows.t() @ x.reshape(len(rows), x.shape[-1])
+        dfolded = torch.mm(rows.t(), columns)
         dfolded_bias = None if bias is None else rows.sum(0)
         dweight, dbias, dtheta = _fold_backward(dfolded, dfolded_bias, weight, bias, theta)
         return dx, dweight, None if bias is None else dbias, dtheta

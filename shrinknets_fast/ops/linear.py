@@ -16,9 +16,8 @@ CUDA; CPU tensors under ``TRITON_INTERPRET=1``. Source: ShrinkNets (Leclerc, Fer
 """
 
 import torch
-from torch.autograd.function import once_differentiable
 
-from .autograd import applied
+from .autograd import applied, once
 
 LIBRARY = torch.library.Library("shrinknets_fast", "FRAGMENT")
 LIBRARY.define("linear(Tensor x, Tensor weight, Tensor? bias, Tensor theta, bool relu=False) -> Tensor")
@@ -114,7 +113,7 @@ class Linear(torch.autograd.Function):
         ctx.save_for_backward(x, weight, bias, theta, output if relu else None)
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx, grad):
         x, weight, bias, theta, out = ctx.saved_tensors
         wants_input, *rest = ctx.needs_input_grad[:4]

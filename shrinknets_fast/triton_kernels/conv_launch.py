@@ -127,7 +127,9 @@ class Launch:
     def set_unit(self, tensors, unit):
         """How many elements are 16 bytes of x, if all is in channels-last memory and can be read by so many; else 1."""
         self.wide = any(reach(t) >= NARROW for t in tensors)
-        steps = [s for t in tensors for size, s in zip(t.shape, t.stride(), strict=True) if size > 1 and s != 1]
+        steps = [
+            s for t in tensors for d, (n, s) in enumerate(zip(t.shape, t.stride(), strict=True)) if n > 1 and d != 1
+        ]
         whole = not any(n % unit for n in (self.channels, self.features, *steps))
         aligned = all(t.stride(1) == 1 and not t.data_ptr() % 16 for t in tensors)
         self.unit = unit if whole and aligned and not self.wide else 1
