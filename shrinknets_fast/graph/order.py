@@ -5,6 +5,7 @@ another dimension shrinks too, or the hub lies along an inner one, every byte mo
 """
 
 import math
+from collections import defaultdict
 
 import torch
 
@@ -41,28 +42,40 @@ def kept_positions(ids, gone, fills):
     """The positions of an axis that stay, in their new order. fills: [(hub ids, kept positions of the hub)]."""
     for hub_ids, kept in fills:
         if len(ids) and ids[0] == hub_ids[0]:
-            repeat = whole(ids, hub_ids)
-            return (kept[:, None] * repeat + torch.arange(repeat)).flatten()
+            return spread(kept, whole(ids, hub_ids))
     return torch.nonzero(~gone[ids]).flatten()
+
+
+def spread(kept, repeat):
+    """A hub's kept features as positions of an axis on which each has ``repeat`` neighbouring ones."""
+    return (kept[:, None] * repeat + torch.arange(repeat)).flatten()
 
 
 def choose_fills(network, hubs, gone, tensors):
     """[(hub ids, kept)] of the hubs worth a fill. tensors: the TensorPlans if all hubs slide."""
-    chosen, known = [], {}
+    shrinking = defaultdict(list)  # first feature of an axis that shrinks -> [(its ids, dim, TensorPlan)]
+    for t in tensors:
+        for dim in t.keep:
+            ids = network.bound[id(t.tensor)].value.axes[dim].ids
+            shrinking[int(ids[0])].append((ids, dim, t))
+    chosen, slides = [], {}
     for hub in hubs:
+        axes = shrinking[int(hub.ids[0])] if hub.movable and len(hub) else ()
+        if not axes or sum(t.tensor.nbytes for _, _, t in axes) < WORTH_BYTES:  # more than all cannot be saved
+            continue
         stays = torch.nonzero(~gone[hub.ids]).flatten()
-        if not hub.movable or len(stays) in (0, len(hub)):
+        if len(stays) in (0, len(hub)):
             continue
         kept = fill(stays, len(hub))
+        orders, fills = {}, {}
         slid = filled = 0
-        for t in tensors:
-            axes = network.bound[id(t.tensor)].value.axes
-            for dim in t.keep:
-                repeat = whole(axes[dim].ids, hub.ids) if axes[dim].ids[0] == hub.ids[0] else 0
-                if repeat:
-                    slid += moved_bytes(t.tensor, t.keep, known)
-                    order = kept_positions(axes[dim].ids, gone, [(hub.ids, kept)])
-                    filled += moved_bytes(t.tensor, {**t.keep, dim: order}, {})
+        for ids, dim, t in axes:
+            repeat = whole(ids, hub.ids)
+            if repeat:
+                if repeat not in orders:
+                    orders[repeat] = spread(kept, repeat)
+                slid += moved_bytes(t.tensor, t.keep, slides)
+                filled += moved_bytes(t.tensor, {**t.keep, dim: orders[repeat]}, fills)
         if slid - filled >= max(WORTH_SHARE * slid, WORTH_BYTES):
             chosen.append((hub.ids, kept))
     return chosen
