@@ -6,7 +6,7 @@ import torch
 
 from .errors import ShrinkError
 from .filters import leave_fast_paths
-from .graph.modules import depthwise_names, sync_sizes
+from .graph.modules import Sizes
 from .nn import Gated
 from .vanish import put_stand_in
 
@@ -38,11 +38,11 @@ def load_state_dict(model, state_dict):
             resized.append((tensor, wanted))
     for gated in left.values():
         put_stand_in(gated, ExitStack())  # all checks have passed: nothing to undo
-    depthwise = depthwise_names(model)
+    sizes = Sizes(model)
     for tensor, shape in resized:
         tensor.set_(torch.empty(shape, dtype=tensor.dtype, device=tensor.device))
         tensor.grad = None
-    sync_sizes(model, depthwise)
+    sizes.sync(model)
     leave_fast_paths(model)
     return model.load_state_dict(state_dict)
 

@@ -121,7 +121,7 @@ class GarbageCollector:
         self._check_model()
         dead = self._watch.masks()
         plan = self._plan(dead, self._generator.clone_state())
-        return dataclasses.replace(plan, branches=tuple(closed_branches(self.model, dead)))
+        return dataclasses.replace(plan, branches=tuple(self._leaving(dead)))
 
     def collect(self):
         """Remove whatever is dead now (a random share if ``removal`` < 1); returns a :class:`Collection`."""
@@ -174,7 +174,7 @@ class GarbageCollector:
                     self.model,
                     self.optimizers,
                     self._following,
-                    self._rehearsal.depthwise,
+                    self._rehearsal.sizes,
                     before,
                 )
             self._seen = left
@@ -255,13 +255,14 @@ class GarbageCollector:
         self._rehearsal.set_stage(model)  # now, or the first collection would have to
         _examples[model] = self._rehearsal.inputs
 
+    def _leaving(self, dead):
+        """{name: Gated} of the closed branches, without those that have to stay."""
+        closed = closed_branches(self.model, dead)
+        return {n: m for n, m in closed.items() if n not in self._kept_branches and self._following.can_close(n)}
+
     def _close_branches(self, dead, undo):
         """Take out the residual branches whose gate is dead, here and in the copies; the network that is left is traced anew."""
-        branches = {
-            name: gated
-            for name, gated in closed_branches(self.model, dead).items()
-            if name not in self._kept_branches and self._following.can_close(name)
-        }
+        branches = self._leaving(dead)
         if not branches:
             return ()
         args, kwargs = example_of(self.model)

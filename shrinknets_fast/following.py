@@ -6,7 +6,6 @@ import torch
 from torch import nn
 
 from .errors import ShrinkError
-from .graph.modules import sync_sizes
 from .graph.trace import lookup
 from .nn import Gated
 from .vanish import put_stand_in
@@ -44,9 +43,9 @@ class Following:
             check_copy(name, tensor, copy)
         return list(once.values())
 
-    def sync(self, depthwise):
+    def sync(self, sizes):
         for module in self._modules:
-            sync_sizes(module, depthwise)
+            sizes.sync(module)
 
     def can_close(self, name):
         """Whether the branch of the ``Gated`` of this name can leave every copy; of a list, the user counts the entries."""

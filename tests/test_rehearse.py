@@ -1,6 +1,8 @@
 """The trial of a plan on a copy without memory: on meta tensors where they do, else on fake ones."""
 
+import copy
 import threading
+import warnings
 
 import pytest
 import torch
@@ -107,3 +109,30 @@ def test_filtered_layers_run_on_meta_tensors():
     out = model(x)
     out.sum().backward()
     assert out.shape == (2, 7) and all(p.grad.shape == p.shape for p in model.parameters())
+
+
+class ByKeyword(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.norm = nn.InstanceNorm1d(channels)
+
+    def forward(self, x):
+        return self.norm(input=x)
+
+
+@pytest.mark.parametrize("batched", [True, False])
+@pytest.mark.parametrize("norm", [nn.InstanceNorm1d, ByKeyword])
+def test_an_instance_norm_without_tensors_follows_what_it_is_given(norm, batched):
+    model = nn.Sequential(sn.FilteredConv1d(2, 8, 3), norm(8), nn.Conv1d(8, 4, 1))
+    x = torch.randn(3, 2, 9) if batched else torch.randn(2, 9)
+    twin = copy.deepcopy(model)
+    gc = sn.GarbageCollector(model, x, follow=twin)
+    with torch.no_grad():
+        for m in (model, twin):
+            m[0].theta[:3] = 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # torch warns where it is given another number of channels
+        assert gc.collect().removed == {"0": 3}
+        assert model(x).shape == twin(x).shape
+    norms = [m for copied in (model, twin) for m in copied.modules() if isinstance(m, nn.InstanceNorm1d)]
+    assert [m.num_features for m in norms] == [5, 5]

@@ -7,7 +7,6 @@ import torch
 from ..errors import ShrinkError
 from ..ops.compact import compact_, is_dense
 from ..optimizers import state_tensors
-from .modules import sync_sizes
 from .order import moved_bytes
 
 
@@ -29,7 +28,7 @@ def members(name, tensor, optimizers, following):
 
 
 @torch.no_grad()
-def apply_plan(plan, network, hubs, model, optimizers, following, depthwise, before=lambda: None):
+def apply_plan(plan, network, hubs, model, optimizers, following, sizes, before=lambda: None):
     """Compact everything the plan names, in place. Returns (bytes written, bytes no longer used).
 
     ``before()`` is called once nothing is known to stand in the way.
@@ -59,8 +58,8 @@ def apply_plan(plan, network, hubs, model, optimizers, following, depthwise, bef
         bound.shape = tuple(bound.tensor.shape)
     for hub, planned in zip(hubs, plan.hubs, strict=True):
         hub.ids = hub.ids[planned.kept]
-    sync_sizes(model, depthwise)
-    following.sync(depthwise)
+    sizes.sync(model)
+    following.sync(sizes)
     return moved, freed
 
 

@@ -1,11 +1,13 @@
 """Copies of modules, and the sizes that torch.nn modules keep as attributes, set from the tensors they describe."""
 
 import copy
+import functools
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils import _pytree as pytree
 
 from ..errors import ShrinkError
@@ -32,24 +34,39 @@ def copied(model, twins=None):
         raise ShrinkError(f"{type(model).__name__} cannot be copied: {error}") from error
 
 
-def depthwise_names(model):
-    """The convolutions whose groups are their channels. Ask before anything shrinks: a grouped one may come to look alike."""
-    return {name for name, m in model.named_modules() if isinstance(m, _ConvNd) and 1 < m.groups == m.in_channels}
+class Sizes:
+    """``in_features``, ``out_channels``, ``groups`` and the like of a model's torch.nn modules. Made before anything shrinks:
+    the convolutions whose groups are their channels are known by that, and a grouped one may come to look alike.
+    """
 
+    def __init__(self, model):
+        convs = [(name, m) for name, m in model.named_modules() if isinstance(m, _ConvNd)]
+        self.depthwise = {name for name, m in convs if 1 < m.groups == m.in_channels}
+        self.given = {}  # name -> channels that an instance norm without a tensor was given
 
-def sync_sizes(model, depthwise):
-    """Set ``in_features``, ``out_channels``, ``groups`` and the like of every module to what its tensors say."""
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear):
-            module.out_features, module.in_features = module.weight.shape
-        elif isinstance(module, _ConvNd):
-            sync_conv(module, name in depthwise)
-        elif isinstance(module, _NormBase):
-            sync_norm(module)
-        elif isinstance(module, nn.PReLU):
-            module.num_parameters = module.weight.numel()
-        elif isinstance(module, nn.Embedding):
-            module.num_embeddings, module.embedding_dim = module.weight.shape
+    def sync(self, model):
+        """Set them to what the tensors of ``model``, a copy or the one that they were made of, say."""
+        for name, module in model.named_modules():
+            if isinstance(module, nn.Linear):
+                module.out_features, module.in_features = module.weight.shape
+            elif isinstance(module, _ConvNd):
+                sync_conv(module, name in self.depthwise)
+            elif isinstance(module, _NormBase):
+                sync_norm(module, self.given.get(name))
+            elif isinstance(module, nn.PReLU):
+                module.num_parameters = module.weight.numel()
+            elif isinstance(module, nn.Embedding):
+                module.num_embeddings, module.embedding_dim = module.weight.shape
+
+    def watch(self, model):
+        """Note what instance norms are given in a forward: without tensors nothing else tells, and torch warns if it differs."""
+        for name, module in model.named_modules():
+            if isinstance(module, _InstanceNorm) and not tensors_of(module):
+                module.register_forward_pre_hook(functools.partial(self._note, name), with_kwargs=True)
+
+    def _note(self, name, module, args, kwargs):
+        x = args[0] if args else kwargs["input"]
+        module.num_features = self.given[name] = x.shape[-module._get_no_batch_dim()]
 
 
 def sync_conv(module, depthwise):
@@ -60,8 +77,11 @@ def sync_conv(module, depthwise):
     module.in_channels, module.out_channels = inputs, outputs
 
 
-def sync_norm(module):
-    tensors = (module.weight, module.running_mean, getattr(module, "theta", None))
-    known = next((t for t in tensors if t is not None), None)
-    if known is not None:
-        module.num_features = known.numel()
+def sync_norm(module, given):
+    sizes = [t.numel() for t in tensors_of(module)] or [given]
+    if sizes[0] is not None:
+        module.num_features = sizes[0]
+
+
+def tensors_of(norm):
+    return [t for t in (norm.weight, norm.running_mean, getattr(norm, "theta", None)) if t is not None]

@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from ..dispatch import folding
 from ..errors import ShrinkError
-from .modules import copied, depthwise_names, sync_sizes
+from .modules import Sizes, copied
 from .numbers import Numbers
 from .results import tensors_in
 from .shapes import Shapes
@@ -64,7 +64,7 @@ class Rehearsal:
 
     def __init__(self, model, args, kwargs):
         self.stage = self.fake = Fake(args, kwargs)
-        self.depthwise = depthwise_names(model)
+        self.sizes = Sizes(model)
         self.shapes = None
         self.numbers = {}  # mode -> the Numbers at full width
 
@@ -103,12 +103,13 @@ class Rehearsal:
         if not same:
             self.stage = self.fake
 
-    def output_shapes(self, model, sizes=None):
-        """{mode: output shapes} of a copy of ``model`` whose tensors have ``sizes`` ({id: shape})."""
+    def output_shapes(self, model, resized=None):
+        """{mode: output shapes} of a copy of ``model`` whose tensors have the shapes ``resized`` ({id: shape})."""
         with self.stage:
-            twins = self.twins(model, sizes or {})
+            twins = self.twins(model, resized or {})
         shadow = copied(model, twins)
-        sync_sizes(shadow, self.depthwise)
+        self.sizes.sync(shadow)
+        self.sizes.watch(shadow)
         shapes = {}
         with self.stage, torch.no_grad(), folding(), quiet():
             for mode in ("train", "eval"):
@@ -118,11 +119,11 @@ class Rehearsal:
                 shapes[mode] = [tuple(t.shape) for t in tensors_in(output)]
         return shapes
 
-    def twins(self, model, sizes):
+    def twins(self, model, resized):
         """{id: twin} of all parameters and buffers: the copy takes no memory."""
         twins = {}
         for tensor in (*model.parameters(), *model.buffers()):
-            twin = self.stage.twin(tensor, sizes.get(id(tensor), tensor.shape))
+            twin = self.stage.twin(tensor, resized.get(id(tensor), tensor.shape))
             is_parameter = isinstance(tensor, torch.nn.Parameter)
             twins[id(tensor)] = torch.nn.Parameter(twin, tensor.requires_grad) if is_parameter else twin
         return twins
