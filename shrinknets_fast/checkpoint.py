@@ -22,6 +22,8 @@ def load_state_dict(model, state_dict):
     sizes do not fit.
     """
     own = model.state_dict(keep_vars=True)
+    left_out = {name: buffer for name, buffer in model.named_buffers() if name in state_dict and name not in own}
+    own |= left_out  # not persistent, but some of its entries have left: a collection put it into the checkpoint
     left = branches_that_left(model, own, state_dict)
     own = {name: tensor for name, tensor in own.items() if not name.startswith(tuple(left))}
     missing, unexpected = sorted(own.keys() - state_dict.keys()), sorted(state_dict.keys() - own.keys())
@@ -36,6 +38,9 @@ def load_state_dict(model, state_dict):
             raise ShrinkError(f"load_state_dict: {name} has shape {wanted}, expected at most {present}")
         if wanted != present:
             resized.append((tensor, wanted))
+    for name in left_out:
+        path, _, leaf = name.rpartition(".")
+        model.get_submodule(path)._non_persistent_buffers_set.discard(leaf)
     for gated in left.values():
         put_stand_in(gated, ExitStack())  # all checks have passed: nothing to undo
     sizes = Sizes(model)

@@ -25,7 +25,7 @@ from .graph.trace import checked_inputs, lookup
 from .interrupts import uninterrupted
 from .memory import trim
 from .nn import Gated
-from .optimizers import bury, checked_optimizers, parameters_of
+from .optimizers import bury, checked_optimizers, parameters_of, state_tensors
 from .vanish import closed_branches, vanish
 from .watch import Watch
 
@@ -113,8 +113,10 @@ class GarbageCollector:
         self._kept_branches = set()  # closed, but they change the shape of their input, so they stay
         self._seen = {}  # id(theta) -> dead features that the last collection left
         self._callbacks = OrderedDict()
-        self._hooks = [o.register_step_post_hook(self._after_step) for o in self.optimizers]
-        self._hooks += [o.register_step_pre_hook(self._before_step) for o in self.optimizers]
+        for optimizer in self.optimizers:
+            hook(optimizer.register_step_pre_hook, self._before_step)
+            hook(optimizer.register_step_post_hook, self._after_step)
+            hook(optimizer.register_load_state_dict_post_hook, self._after_load)
 
     def plan(self):
         """What a collection would remove now. Changes nothing."""
@@ -178,12 +180,21 @@ class GarbageCollector:
                     before,
                 )
             self._seen = left
+            self._into_checkpoints(plan)
             for name in plan.padded:
                 warnings.warn(f"{name}: all its features are dead; one stays as padding", stacklevel=2)
             if self._compiled:
                 torch.compiler.reset()  # torch 2.11 does not guard on parameters' sizes: a stale backward would run
             self._tell(plan)
         return moved, freed
+
+    def _into_checkpoints(self, plan):
+        """A buffer that checkpoints leave out, because its maker makes it again, is in them from its first loss on."""
+        for t in plan.tensors:
+            for name in self._network.bound[id(t.tensor)].names:
+                path, _, leaf = name.rpartition(".")
+                for model in (self.model, *self._following.modules):
+                    model.get_submodule(path)._non_persistent_buffers_set.discard(leaf)
 
     def step(self):
         """Call after ``optimizer.step()``: collects when due and returns the :class:`Collection`, else None.
@@ -303,10 +314,22 @@ class GarbageCollector:
                 )
         check_gradients(self.model.parameters())
 
+    def __deepcopy__(self, memo):
+        """Itself: where a model holds its collector, a copy of the model has no other."""
+        return self
+
     def _before_step(self, optimizer, args, kwargs):
         check_gradients(parameters_of(optimizer))
+        self._bury(optimizer)  # what was set to zero by hand since the last step
 
     def _after_step(self, optimizer, args, kwargs):
+        self._bury(optimizer)
+
+    def _after_load(self, optimizer):
+        for p in parameters_of(optimizer):
+            state_tensors(optimizer, p)  # raises if they are of another size
+
+    def _bury(self, optimizer):
         bury(optimizer, [theta for _, theta in self._filters.values()])
 
     def _tell(self, plan):
@@ -314,3 +337,14 @@ class GarbageCollector:
             for hub in plan.hubs:
                 if hub.removed:
                     callback(hub.name, hub.kept)
+
+
+def hook(register, method):
+    """The optimizer does not keep the collector: one that is dropped does nothing more."""
+    weak = weakref.WeakMethod(method)
+
+    def call(*args):
+        method = weak()
+        return method and method(*args)
+
+    register(call)

@@ -25,7 +25,7 @@ class Following:
         self._model = model
         self._names = names_of(model)
         self._places = {id(p): i for i, p in enumerate(model.parameters())}
-        self._modules = [as_twin(model, item) for item in given if isinstance(item, nn.Module)]
+        self.modules = [as_twin(model, item) for item in given if isinstance(item, nn.Module)]
         self._dicts = [checked_dict(model, item) for item in given if isinstance(item, dict)]
         self._lists = [as_sequence(item) for item in given if not isinstance(item, (nn.Module, dict))]
         for name, parameter in model.named_parameters():
@@ -34,22 +34,26 @@ class Following:
     def tensors(self, name, tensor):
         """The copies of the model's ``tensor``, under whichever of its names; one that does not fit is an error."""
         names = self._names.get(id(tensor), [name])
-        found = [lookup(module, n) for module in self._modules for n in names]
+        found = [lookup(module, n) for module in self.modules for n in names]
         found += [copies.get(n) for copies in self._dicts for n in names]
         if id(tensor) in self._places:
             found += [self._in_list(copies, self._places[id(tensor)]) for copies in self._lists]
         once = {id(copy): copy for copy in found if copy is not None and copy is not tensor}
         for copy in once.values():
+            if id(copy) in self._names:
+                raise ShrinkError(
+                    f"follow: {name} is the model's own {self._names[id(copy)][0]} there, expected a copy"
+                )
             check_copy(name, tensor, copy)
         return list(once.values())
 
     def sync(self, sizes):
-        for module in self._modules:
+        for module in self.modules:
             sizes.sync(module)
 
     def can_close(self, name):
         """Whether the branch of the ``Gated`` of this name can leave every copy; of a list, the user counts the entries."""
-        return not self._lists and all(isinstance(gated_of(module, name), Gated) for module in self._modules)
+        return not self._lists and all(isinstance(gated_of(module, name), Gated) for module in self.modules)
 
     @torch.no_grad()
     def close(self, branches, undo):
@@ -58,7 +62,7 @@ class Following:
             for copy in self.tensors(f"{name}.1.theta", gated.gate.theta):
                 if bool((copy > 0).any()):  # only where copies are not waited for
                     shut(name, copy, undo)
-            for module in self._modules:
+            for module in self.modules:
                 put_stand_in(gated_of(module, name), undo)
         undo.callback(setattr, self, "_names", self._names)
         before, self._names = self._names, names_of(self._model)

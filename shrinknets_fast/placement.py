@@ -89,13 +89,16 @@ def filtered_features(model, network):
 def can_hold(module):
     """A layer with a filtered twin, or one of torch.nn's activations with f(0) != 0, to put a filter behind."""
     if type(module) in FILTERED:
-        return True
+        return all(p.is_floating_point() for p in module.parameters())
     if not type(module).__module__.startswith("torch.nn.modules.activation") or list(module.parameters()):
         return False
     if isinstance(module, nn.MultiheadAttention):
         return False
-    with torch.no_grad():
-        return bool((module(torch.zeros(2, 2)) != 0).any())
+    with torch.no_grad():  # its forward alone: the user's hooks are for the user's data
+        try:
+            return bool((module.forward(torch.zeros(2, 2, 2, 2)) != 0).any())
+        except Exception:  # one that takes no such shape
+            return False
 
 
 def feature_dim(module, output):

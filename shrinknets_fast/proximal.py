@@ -11,8 +11,13 @@ from .optimizers import bury, checked_optimizers
 __all__ = ["ProximalL1"]
 
 
+def exact(step):
+    """A count of steps in double precision; one on a GPU (fused, capturable) stays there, or the host would wait for it."""
+    return step.double() if isinstance(step, torch.Tensor) else step
+
+
 def _corrected(second_moment, step, beta):
-    return second_moment / (1 - beta ** float(step))
+    return second_moment / (1 - beta ** exact(step))
 
 
 def _sgd(state, group):
@@ -32,7 +37,7 @@ def _rmsprop(state, group):
 
 
 def _adagrad(state, group):
-    rate = group["lr"] / (1 + (float(state["step"]) - 1) * group["lr_decay"])
+    rate = group["lr"] / (1 + (exact(state["step"]) - 1) * group["lr_decay"])
     return rate / (state["sum"].sqrt() + group["eps"])
 
 

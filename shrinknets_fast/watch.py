@@ -55,7 +55,7 @@ class Watch:
         """(keys, sizes, result of the op) for each device."""
         devices = {}
         for key, (name, theta) in self._filters.items():
-            group = [theta, *(copy.detach().to(theta.device) for copy in self._copies(name, theta))]
+            group = [theta, *(copy.detach().to(theta.device, non_blocking=True) for copy in self._copies(name, theta))]
             devices.setdefault(theta.device, []).append((key, group))
         for groups in devices.values():
             keys, sizes = [key for key, _ in groups], [len(group[0]) for _, group in groups]

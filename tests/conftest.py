@@ -16,6 +16,9 @@ if INTERPRETED:
     os.environ["TRITON_INTERPRET"] = "1"
     interpreter.mend()
 
+# By default a GPU's float32 convolutions would multiply in tf32, far from what float32's tests ask for.
+torch.backends.cudnn.allow_tf32 = False
+
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 

@@ -93,3 +93,28 @@ def test_a_branch_stays_where_the_checkpoint_does_not_fit(change, words):
     with pytest.raises(sn.ShrinkError, match=words):
         sn.load_state_dict(model, state)
     assert not model[1].branch.vanished
+
+
+class Scaled(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = sn.FilteredLinear(6, 8, init=1.0), torch.nn.Linear(8, 3)
+        self.register_buffer("scale", torch.linspace(0.5, 1.5, 8), persistent=False)
+
+    def forward(self, x):
+        return self.second(self.first(x) * self.scale)
+
+
+def test_a_buffer_that_is_in_no_checkpoint_is_in_them_once_it_shrinks():
+    model, x = Scaled(), torch.randn(4, 6)
+    gc = sn.GarbageCollector(model, x)
+    assert "scale" not in model.state_dict()
+    with torch.no_grad():
+        model.first.theta[1:4] = 0
+    gc.collect()
+    fresh = Scaled()
+    sn.load_state_dict(fresh, model.state_dict())
+    assert torch.equal(fresh(x), model(x))
+    assert fresh.state_dict().keys() == model.state_dict().keys()
+    with pytest.raises(sn.ShrinkError, match="unexpected"):
+        sn.load_state_dict(torch.nn.Sequential(), model.state_dict())

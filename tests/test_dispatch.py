@@ -17,6 +17,10 @@ PATHS = dispatch.PATHS
 ops = torch.ops.shrinknets_fast
 
 
+# with Triton's marked where it needs the GPU
+MARKED = [p if p != "triton" or INTERPRETED else pytest.param(p, marks=pytest.mark.gpu) for p in PATHS]
+
+
 def on(path):
     """The device on which a path is tested: Triton's kernels run on the CPU only where they are interpreted."""
     return "cuda" if path == "triton" and not INTERPRETED else "cpu"
@@ -61,7 +65,7 @@ def step(call, layer, x, grad):
     return [out.detach(), *torch.autograd.grad(out, [x, *parameters], grad.to(out.dtype))]
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", MARKED)
 @pytest.mark.parametrize("activation", [None, "relu"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_no_path_is_worse_than_unfused(path, activation, dtype, kind):
@@ -93,7 +97,7 @@ def test_a_small_theta_costs_no_accuracy_in_half_precision(kind):
     assert_no_worse([got], [theirs], [exact])
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", MARKED)
 @pytest.mark.parametrize("make", [sn.FilteredConv1d, sn.FilteredConv2d, sn.FilteredConv3d])
 @pytest.mark.parametrize(
     "options",
@@ -120,14 +124,14 @@ def test_every_path_takes_every_window(path, make, options):
         torch.testing.assert_close(layer(x), torch.relu(plain(x) * scale), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", MARKED)
 def test_same_padding_wants_stride_one(path):
     x, weight, theta = torch.randn(1, 2, 4, device=on(path)), torch.randn(3, 2, 3, device=on(path)), torch.ones(3)
     with pytest.raises((sn.ShrinkError, RuntimeError), match="'?same'? .*stride"):
         sn.functional.filtered_conv1d(x, weight, None, theta.to(on(path)), stride=2, padding="same", path=path)
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", MARKED)
 @pytest.mark.parametrize("shape", [(0, 24), (2, 3, 24), (24,)], ids=str)
 def test_every_path_takes_any_batch(path, shape):
     layer = layer_of(path, activation="relu")
@@ -138,7 +142,7 @@ def test_every_path_takes_any_batch(path, shape):
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", MARKED)
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
 def test_dead_features_give_zeros_on_every_path(path, poison, kind):
     layer = layer_of(path, kind)
@@ -152,7 +156,7 @@ def test_dead_features_give_zeros_on_every_path(path, poison, kind):
     torch.testing.assert_close([out, dx, *gradients], clean)
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", MARKED)
 def test_autocast_computes_in_its_dtype_and_keeps_parameters_wide(path, kind):
     """Signs near zero flip behind the weights' cast, with the fold's as often as without: many draws even that out."""
     layer = layer_of(path, kind, activation="relu")
@@ -178,7 +182,7 @@ def test_autocast_computes_in_its_dtype_and_keeps_parameters_wide(path, kind):
         assert_no_worse(*zip(*drawn, strict=True))
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", MARKED)
 @pytest.mark.parametrize("activation", [None, "relu"])
 def test_compile_of_the_whole_graph_gives_the_same_gradients(path, activation, kind):
     layer = layer_of(path, kind, activation=activation)
@@ -188,7 +192,7 @@ def test_compile_of_the_whole_graph_gives_the_same_gradients(path, activation, k
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("path", PATHS[:3])
+@pytest.mark.parametrize("path", MARKED[:3])
 @pytest.mark.parametrize("features", [16, 800])
 @pytest.mark.parametrize("through", ["upstream", "saved"])
 def test_twice_is_refused_or_right(path, kind, features, through):
@@ -261,7 +265,7 @@ def test_a_float64_parameter_is_not_given_to_triton():
     assert dispatch.path_of("linear", "cuda", layer._replace(wide=True, flips=True)) == "fold"
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", MARKED)
 def test_the_result_does_not_change_from_run_to_run(path, kind, nan_filled):
     layer = layer_of(path, kind, 200, 40)
     x, grad = batch_of(path, kind, 64 if kind == "linear" else 2, columns=200, features=40)
@@ -270,7 +274,7 @@ def test_the_result_does_not_change_from_run_to_run(path, kind, nan_filled):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("path", [None, *PATHS])
+@pytest.mark.parametrize("path", [None, *MARKED])
 @pytest.mark.parametrize("activation", [None, "relu"])
 def test_a_cuda_graph_captures_both_passes(path, activation, kind):
     layer = layer_of(path, kind, activation=activation).cuda()
@@ -290,7 +294,7 @@ def test_a_cuda_graph_captures_both_passes(path, activation, kind):
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", MARKED)
 def test_functional_call_works(path, kind):
     layer = layer_of(path, kind)
     x, _ = batch_of(path, kind, 3)
@@ -299,7 +303,7 @@ def test_functional_call_works(path, kind):
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", MARKED)
 def test_vmap_gives_gradients_for_each_sample(path, kind):
     layer = layer_of(path, kind, activation="relu")
     x, _ = batch_of(path, kind, 3)
@@ -314,7 +318,7 @@ def test_vmap_gives_gradients_for_each_sample(path, kind):
             torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", MARKED)
 @pytest.mark.parametrize("strict", [False, True])
 def test_export_sees_the_fold(path, strict, kind):
     layer = layer_of(path, kind)
@@ -323,7 +327,7 @@ def test_export_sees_the_fold(path, strict, kind):
     assert [n.target for graph in graphs for n in graph.nodes].count(ops.fold.default) == 1
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", MARKED)
 def test_the_collector_collects_whatever_the_path(path, kind, monkeypatch):
     reader = nn.Linear(16, 3, device=on(path)) if kind == "linear" else nn.Conv2d(16, 3, 1, device=on(path))
     layer = layer_of(path, kind)
@@ -414,3 +418,15 @@ def test_epilogue_sees_a_dead_row_that_is_not_finite():
     expected = (grad.double() @ weight.double()).float()
     weight[1] = float("inf")
     assert_close(ops.alive_product(grad, weight, theta), expected.double())
+
+
+def test_triton_is_no_default_where_it_would_truncate():
+    def chosen(dtype):
+        return dispatch.path_of("linear", "cuda", dispatch.Layer(16, 64, 64, dtype), None)
+
+    assert chosen(torch.float32) == "triton"
+    torch.set_float32_matmul_precision("high")
+    try:
+        assert chosen(torch.float32) == "fold" and chosen(torch.bfloat16) == "triton"
+    finally:
+        torch.set_float32_matmul_precision("highest")

@@ -350,3 +350,10 @@ def test_copies_that_lie_over_each_other_are_refused(how):
     )
     gc = sn.GarbageCollector(model, x, follow=pair)
     unchanged_after(gc, model, x, r"0\.bias and 1\.bias")
+
+
+def test_the_models_own_tensors_are_no_copies():
+    first, second = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
+    model = torch.nn.Sequential(sn.FilteredLinear(4, 4), first, second)
+    with pytest.raises(sn.ShrinkError, match=r"1.weight is the model's own 2.weight there, expected a copy"):
+        sn.GarbageCollector(model, torch.randn(3, 4), follow={"1.weight": second.weight})

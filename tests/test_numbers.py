@@ -1,5 +1,6 @@
 """Widths that a forward turns into numbers and into decisions: what depends on one stays or is refused."""
 
+import numpy as np
 import pytest
 import torch
 from networks import outputs, relative
@@ -18,11 +19,28 @@ MADE = {
     "eye": lambda x, d: torch.eye(d, dtype=x.dtype).trace(),
     "linspace": lambda x, d: torch.linspace(0, 1, d, dtype=x.dtype)[1],
     "new_zeros": lambda x, d: x.new_zeros(d).add(1).sum(),
+    "Tensor": lambda x, d: torch.sqrt(torch.DoubleTensor([d])),
+    "from_numpy": lambda x, d: torch.from_numpy(np.sqrt([d])),
+    "asarray": lambda x, d: torch.asarray(d**0.5),
+    "scalar_tensor": lambda x, d: torch.scalar_tensor(d, dtype=x.dtype),
+    "full_like": lambda x, d: torch.full_like(x[:, :1], d),
+    "fill_": lambda x, d: torch.empty_like(x[:, :1]).fill_(d),
+    "hann_window": lambda x, d: torch.hann_window(d, dtype=x.dtype).sum(),
+    "bool": lambda x, d: x[:, :1].detach() * 0 + 1 + x.new_ones(1) * (d > 6),
 }
 DECIDED = {
     "if": lambda x, d: x.relu() if d >= 8 else x,
     "else": lambda x, d: x if d >= 8 else x.relu(),
     "loop": lambda x, d: sum([x * 1.01 for _ in range(d)]),
+    "gelu": lambda x, d: nn.functional.gelu(x, approximate="tanh" if d > 6 else "none"),
+}
+# of another tensor, whose size does not change
+BESIDE = {
+    "pad": lambda y, d: nn.functional.pad(y, (0, d)).mean(-1, keepdim=True),
+    "roll": lambda y, d: y.roll(d, -1),
+    "select": lambda y, d: y[..., d % 3, None],
+    "step": lambda y, d: y[..., :: max(1, d // 4)].sum(-1, keepdim=True),
+    "topk": lambda y, d: y.topk(1 + d // 8, -1)[0].sum(-1, keepdim=True),
 }
 
 
@@ -43,6 +61,10 @@ class Uses(nn.Module):
     [
         *(pytest.param(lambda x, d, make=make: x / make(x, d), id=name) for name, make in MADE.items()),
         *(pytest.param(use, id=name) for name, use in DECIDED.items()),
+        *(
+            pytest.param(lambda x, d, use=use: x * use(x.new_tensor([[1.0, 2.0, 4.0]]).expand(5, 3), d)[:, :1], id=name)
+            for name, use in BESIDE.items()
+        ),
     ],
 )
 def test_what_follows_a_width_never_changes_unseen(use):

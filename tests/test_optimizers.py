@@ -1,5 +1,9 @@
 """Dead stays dead, under every optimizer's memory."""
 
+import copy
+import gc
+import weakref
+
 import pytest
 import torch
 from networks import mlp
@@ -97,6 +101,46 @@ def test_bury_zeroes_theta_and_its_state_only_where_dead(name):
     for k, v in state_tensors(optimizer, theta).items():
         assert (v[:5] == 0).all() and torch.equal(v[5:], state[k][5:])
     assert all(torch.equal(v, weights[k]) for k, v in state_tensors(optimizer, model[0].weight).items())
+
+
+def test_what_is_set_to_zero_by_hand_stays_dead():
+    model = sn.FilteredLinear(6, 8, init=1.0)
+    x, optimizer = torch.randn(5, 6), torch.optim.Adam(model.parameters(), lr=0.1)
+    gc = sn.GarbageCollector(model, x, optimizers=optimizer)  # noqa: F841
+    for step in range(4):
+        if step == 3:
+            with torch.no_grad():
+                model.theta[:3] = 0
+        optimizer.zero_grad()
+        (model(x).square().sum() - 100 * model.theta.relu().sum()).backward()
+        optimizer.step()
+    assert model.theta[:3].tolist() == [0, 0, 0] and bool((model.theta[3:] > 0).all())
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_state_of_another_size_is_refused_where_it_is_loaded(fused):
+    model, x = torch.nn.Sequential(sn.FilteredLinear(6, 8), torch.nn.Linear(8, 3)), torch.randn(5, 6)
+    optimizer = torch.optim.Adam(model.parameters(), fused=fused)
+    gc = sn.GarbageCollector(model, x, optimizers=optimizer)
+    model(x).sum().backward()
+    optimizer.step()
+    old = copy.deepcopy(optimizer.state_dict())
+    with torch.no_grad():
+        model[0].theta[:3] = 0
+    gc.collect()
+    optimizer.load_state_dict(optimizer.state_dict())
+    with pytest.raises(sn.ShrinkError, match=r"exp_avg.*\(8, 6\), expected the parameter's \(5, 6\)"):
+        optimizer.load_state_dict(old)
+
+
+def test_an_optimizer_does_not_keep_a_collector():
+    model = sn.FilteredLinear(6, 8)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    dropped = weakref.ref(sn.GarbageCollector(model, torch.randn(5, 6), optimizers=optimizer))
+    gc.collect()
+    assert dropped() is None
+    model(torch.randn(5, 6)).sum().backward()
+    optimizer.step()
 
 
 def test_a_nan_theta_is_not_buried():

@@ -180,3 +180,33 @@ def test_wrappers_for_several_devices_are_refused():
     model = nn.DataParallel(nn.Linear(3, 4))
     with pytest.raises(sn.ShrinkError, match=r"model is a DataParallel, expected the module inside it: model\.module"):
         sn.add_filters(model, torch.randn(2, 3))
+
+
+def test_the_users_hooks_see_the_users_data_only():
+    seen = []
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Sigmoid(), nn.Softmax2d(), nn.Conv2d(8, 2, 1))
+    model[1].register_forward_hook(lambda module, args, output: seen.append(output.shape))
+    sn.add_filters(model, torch.randn(2, 3, 8, 8))
+    assert set(seen) == {(2, 8, 6, 6)}
+
+
+def test_complex_layers_get_no_filter():
+    model = nn.Sequential(nn.Linear(6, 8, dtype=torch.cfloat), nn.Linear(8, 3, dtype=torch.cfloat))
+    sn.add_filters(model, torch.randn(2, 6, dtype=torch.cfloat))
+    assert type(model[0]) is nn.Linear
+
+
+def test_sizes_that_depend_on_values_are_refused_in_one_line():
+    class Routed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(6, 8), nn.Linear(8, 3)
+
+        def forward(self, x):
+            return x.new_zeros(len(x), 3).index_add(
+                0, rows := (x[:, 0] > 0).nonzero()[:, 0], self.second(self.first(x[rows]))
+            )
+
+    with pytest.raises(sn.ShrinkError, match="a size that depends on values") as error:
+        sn.add_filters(Routed(), torch.randn(5, 6))
+    assert "\n" not in str(error.value)

@@ -1,12 +1,15 @@
 """The trial of a plan on a copy without memory: on meta tensors where they do, else on fake ones."""
 
 import copy
+import random
 import threading
+import types
 import warnings
 
+import numpy
 import pytest
 import torch
-from networks import conv_net, kill, mlp
+from networks import conv_net, kill, mlp, relative
 from torch import nn
 
 import shrinknets_fast as sn
@@ -91,11 +94,113 @@ def test_a_trial_takes_no_random_numbers():
     assert torch.equal(torch.get_rng_state(), before)
 
 
+class Uncopied(nn.Linear):
+    def __deepcopy__(self, memo):
+        raise TypeError("one of a kind")
+
+
 def test_a_model_that_cannot_be_copied_is_refused_at_once():
-    model = mlp()
-    model.lock = threading.Lock()
-    with pytest.raises(sn.ShrinkError, match="Sequential cannot be copied: cannot pickle"):
-        sn.GarbageCollector(model, torch.randn(2, 16, dtype=torch.float64))
+    model = nn.Sequential(sn.FilteredLinear(4, 4), Uncopied(4, 4))
+    with pytest.raises(sn.ShrinkError, match="Sequential cannot be copied: one of a kind"):
+        sn.GarbageCollector(model, torch.randn(2, 4))
+
+
+def test_what_a_model_holds_beside_modules_is_no_obstacle():
+    model, x = mlp(), torch.randn(2, 16, dtype=torch.float64)
+    model.lock, model.numbers = threading.Lock(), (i for i in range(3))
+    optimizer = torch.optim.Adam(model.parameters())
+    model.gc = sn.GarbageCollector(model, x, optimizers=optimizer)  # as a LightningModule has it
+    kill(model)
+    before = model(x)
+    assert model.gc.collect().removed
+    assert relative(model(x), before) < 1e-13
+
+
+class Remembers(nn.Module):
+    """Keeps what its first forward made, in a buffer, an attribute and an object."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 8), nn.Linear(8, 2)
+        self.register_buffer("place", None)
+        self.box = types.SimpleNamespace()
+
+    def forward(self, x):
+        if self.place is None:
+            self.place = torch.arange(2, dtype=x.dtype)
+            self.scale = torch.full((2,), 0.5)
+            self.box.shift = torch.ones(2)
+        return self.second(self.first(x).relu()) * self.scale + self.place + self.box.shift
+
+
+def test_what_a_forward_keeps_is_not_the_traces():
+    torch.manual_seed(0)
+    model, x = Remembers(), torch.randn(3, 6)
+    expected = copy.deepcopy(model)(x)
+    sn.add_filters(model, x)
+    gc = sn.GarbageCollector(model, x)
+    assert model.place is None and not vars(model.box)
+    output = model(x)
+    assert type(output) is torch.Tensor and torch.equal(output, expected)
+    with torch.no_grad():
+        model.first.theta[:3] = 0
+    before = model(x)
+    assert gc.collect().removed == {"first": 3}
+    torch.testing.assert_close(model(x), before)
+
+
+def counted(self, y):
+    self.count += 1
+    return y * min(1.0, self.count / 100)
+
+
+def layer_drop(self, y):
+    return y * 2 if self.training and random.random() < 0.5 else y.abs()
+
+
+CHANGES = {
+    "dropout": (lambda self, y: self.dropout(y), lambda self: setattr(self.dropout, "p", 0.2)),
+    "temperature": (lambda self, y: y / self.count, lambda self: setattr(self, "count", 0.9)),
+    "warm-up": (counted, lambda self: None),
+    "random": (layer_drop, lambda self: random.seed(3)),
+    "numpy": (lambda self, y: y * float(numpy.random.rand()), lambda self: None),
+    "one call more": (lambda self, y: y if self.count == 1 else y.relu(), lambda self: setattr(self, "count", 2)),
+}
+
+
+class Changes(nn.Module):
+    def __init__(self, forward):
+        super().__init__()
+        self.first, self.dropout, self.second = sn.FilteredLinear(6, 8), nn.Dropout(0.1), nn.Linear(8, 2)
+        self.count, self.extra = 1, forward
+
+    def forward(self, x):
+        return self.second(self.extra(self, self.first(x)))
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_forward_that_is_not_what_it_was_is_tried_as_it_is(name):
+    forward, change = CHANGES[name]
+    model, x = Changes(forward), torch.randn(4, 6)
+    gc = sn.GarbageCollector(model, x)
+    for died in (2, 4):
+        model(x)
+        change(model)
+        with torch.no_grad():
+            model.first.theta[:2] = 0
+        assert gc.step().removed == {"first": 2}
+        assert model.first.out_features == 8 - died
+
+
+def test_trials_draw_none_of_the_users_random_numbers():
+    model, x = Changes(layer_drop), torch.randn(4, 6)
+    states = lambda: (random.getstate(), str(numpy.random.get_state()), torch.get_rng_state().tolist())  # noqa: E731
+    before = states()
+    gc = sn.GarbageCollector(model, x)
+    with torch.no_grad():
+        model.first.theta[:2] = 0
+    gc.collect()
+    assert states() == before
 
 
 def test_filtered_layers_run_on_meta_tensors():

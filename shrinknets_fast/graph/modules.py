@@ -29,9 +29,24 @@ def copied(model, twins=None):
             if isinstance(leaf, torch.Tensor) and not isinstance(leaf, nn.Parameter) and id(leaf) not in registered:
                 memo[id(leaf)] = leaf.detach().clone()
     try:
+        return copy.deepcopy(model, dict(memo))
+    except Exception:
+        memo.update((id(value), value) for value in uncopyable(model, memo))
+    try:
         return copy.deepcopy(model, memo)
     except Exception as error:
         raise ShrinkError(f"{type(model).__name__} cannot be copied: {error}") from error
+
+
+def uncopyable(model, memo):
+    """What modules hold that deepcopy refuses, a lock or an open file: a copy shares it."""
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if name not in EVERY_MODULE:
+                try:
+                    copy.deepcopy(value, dict(memo))
+                except Exception:
+                    yield value
 
 
 class Sizes:

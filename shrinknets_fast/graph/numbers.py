@@ -6,7 +6,7 @@ from types import MethodWrapperType
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from ..errors import ShrinkError
 
@@ -16,13 +16,16 @@ aten = torch.ops.aten
 class Numbers(TorchDispatchMode):
     """Notes the functions that a forward calls, and the numbers of every op.
 
-    expected: another's ``found`` and ``calls``. Raises at the first op, hence at the user's line, where they are not as expected.
+    expected: another's. Raises at the first op, hence at the user's line, where they are not as expected. values: whether what
+    small tensors hold counts too, which differs where one stage knows it and the other does not.
     """
 
-    def __init__(self, expected=None):
+    def __init__(self, expected=None, values=True):
         super().__init__()
         self.found, self.calls = [], []
-        self.expected = expected
+        self.integers = []  # (op, shapes of its tensors, integers): equal shapes, equal integers
+        self.expected, self.values = expected, values
+        self.held = []  # (op, what its small tensors hold)
         self.inside = False  # of fused attention, which picks another kernel for other widths
         self.functions = Functions(self)
 
@@ -37,13 +40,20 @@ class Numbers(TorchDispatchMode):
     def __exit__(self, *raised):
         super().__exit__(*raised)
         self.functions.__exit__(*raised)
-        if not any(raised) and self.expected is not None and len(self.calls) < len(self.expected.calls):
+        if any(raised) or self.expected is None:
+            return
+        if len(self.calls) < len(self.expected.calls):
             missing = name_of(self.expected.calls[len(self.calls)])
             raise ShrinkError(f"{missing} is not called as it was when the model was traced")
+        if len(self.found) < len(self.expected.found):
+            func, numbers = self.expected.found[len(self.found)]
+            raise ShrinkError(f"{name_of(func)} is not called with the numbers ({in_words(numbers)}) of full width")
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if not self.inside and isinstance(func, torch._ops.OpOverload):
             self.note(func, numbers_of(func, args, kwargs or {}))
+            self.note_integers(func, args, kwargs or {})
+            self.note_values(func, args)
         return func(*args, **(kwargs or {}))
 
     def note(self, func, numbers):
@@ -53,6 +63,28 @@ class Numbers(TorchDispatchMode):
         self.found.append((func, numbers))
         if self.expected is not None and self.expected.found[place : place + 1] != self.found[place:]:
             raise ShrinkError(f"{name_of(func)} is called with other numbers ({in_words(numbers)}) than at full width")
+
+    def note_integers(self, func, args, kwargs):
+        if func not in PLACING:
+            return
+        leaves = pytree.tree_leaves((args, kwargs))
+        shapes = [tuple(t.shape) for t in leaves if isinstance(t, torch.Tensor)]
+        place, found = len(self.integers), (func, shapes, [n for n in leaves if isinstance(n, int)])
+        self.integers.append(found)
+        expected = self.expected.integers[place : place + 1] if self.expected is not None else []
+        if expected and expected[0][:2] == found[:2] and expected[0] != found:
+            raise ShrinkError(
+                f"{name_of(func)} is called with other integers ({in_words(found[2])}) than at full width"
+            )
+
+    def note_values(self, func, args):
+        values = [values_in(arg) for arg in args if is_small_and_real(arg)]
+        if not values:
+            return
+        place = len(self.held)
+        self.held.append((func, values))
+        if self.expected is not None and self.values and self.expected.held[place : place + 1] != self.held[place:]:
+            raise ShrinkError(f"{name_of(func)} is called with other values ({in_words(values)}) than at full width")
 
     def note_call(self, func):
         place = len(self.calls)
@@ -86,8 +118,19 @@ class Functions(TorchFunctionMode):
 
 
 # Of what these make no rule knows what it holds, and a scalar pins nothing: sqrt(tensor(d)) must not change unseen.
-MAKERS = {torch.tensor, torch.as_tensor, torch.full, torch.ones, torch.zeros, torch.arange, torch.eye, torch.linspace}
+MAKERS = {torch.tensor, torch.as_tensor, torch.asarray, torch.full, torch.ones, torch.zeros, torch.arange, torch.eye}
+MAKERS |= {torch.linspace, torch.scalar_tensor, torch.randperm, torch.hann_window, torch.hamming_window}
 MAKERS |= {getattr(torch.Tensor, f"new_{kind}") for kind in ("tensor", "full", "ones", "zeros")}
+
+
+SMALL = 16  # entries
+
+# These are not elementwise, but an integer there is a value, not a size.
+COUNTING = {aten.full_like.default, aten.fill.Scalar, aten.fill_.Scalar, aten.scalar_tensor.default}
+COUNTING |= {aten.topk.default, aten.kthvalue.default}
+
+# Where these cut or place must not change while their tensor's shape does not. (A matmul's own views and permutes follow sizes.)
+PLACING = {aten.constant_pad_nd.default, aten.roll.default, aten.select.int}
 
 
 def name_of(func):
@@ -95,19 +138,32 @@ def name_of(func):
 
 
 def numbers_of(func, args, kwargs):
-    """Bounds as shares of the axis they cut, so that half stays half; else all floats, and an elementwise op's integers."""
+    """Bounds as shares of the axis they cut, so that half stays half; else all that is no size."""
     if func is aten.slice.Tensor:
         x, dim, start, end, step = [*args, *(0, None, None, 1)[len(args) - 1 :]]
         size = x.shape[dim]
         start, end, step = slice(start, end, step).indices(size)
-        return () if (start, end) == (0, size) else (Fraction(start, size), Fraction(end, size), step)
+        whole = (start, end, step) == (0, size, 1)
+        return () if whole else (Fraction(start, max(size, 1)), Fraction(end, max(size, 1)), step)
     if func in (aten.split.Tensor, aten.split_with_sizes.default):
         size = args[0].shape[args[2] if len(args) > 2 else kwargs.get("dim", 0)]
         return tuple(
             Fraction(part, max(size, 1)) for part in (args[1] if isinstance(args[1], (list, tuple)) else [args[1]])
         )
-    kinds = (float, int) if torch.Tag.pointwise in func.tags else (float,)
-    return tuple(arg for arg in (*args, *kwargs.values()) if isinstance(arg, kinds) and not isinstance(arg, bool))
+    kinds = (float, bool, str, int) if torch.Tag.pointwise in func.tags or func in COUNTING else (float, bool, str)
+    return tuple(arg for arg in (*args, *kwargs.values()) if isinstance(arg, kinds))
+
+
+def values_in(tensor):
+    with _disable_current_modes():
+        return str(tensor.tolist())  # text: a NaN is equal to itself
+
+
+def is_small_and_real(arg):
+    """A tensor with a value, as a forward makes it from numbers by a constructor that no mode sees: ``torch.Tensor([d])``."""
+    return (
+        type(arg) is torch.Tensor and arg.device.type != "meta" and arg.layout is torch.strided and arg.numel() <= SMALL
+    )
 
 
 def in_words(numbers):

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
+from ..errors import ShrinkError
+
 
 class Value:
     """A tensor of the graph: for each dimension an :class:`Axis`, or None where no position can leave.
@@ -14,7 +16,7 @@ class Value:
     __slots__ = ("axes", "dtype", "shape", "tensor")
 
     def __init__(self, shape, dtype, tensor, axes=None):
-        self.shape = tuple(int(size) for size in shape)
+        self.shape = tuple(checked_size(size) for size in shape)
         self.dtype = dtype
         self.tensor = tensor
         self.axes = list(axes) if axes is not None else [None] * len(self.shape)
@@ -31,6 +33,16 @@ class Value:
 
     def all_axes(self, features):
         return [self.axis(dim, features) for dim in range(self.ndim)]
+
+
+def checked_size(size):
+    try:
+        return int(size)
+    except Exception as error:  # torch's is a page of advice for its own developers
+        message = (
+            f"a tensor of the forward has a size that depends on values ({size}), as a mask or nonzero() makes them"
+        )
+        raise ShrinkError(f"{message}; expected sizes that do not: torch.where, or masked sums") from error
 
 
 class Op:

@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from ..dispatch import folding
 from ..errors import ShrinkError
+from .draws import same_draws
 from .modules import Sizes, copied
 from .numbers import Numbers
 from .results import tensors_in
@@ -41,15 +42,14 @@ class Meta:
     """
 
     def __init__(self, fake):
+        self.mode = Shapes()
         self.args, self.kwargs = pytree.tree_map_only(torch.Tensor, self.bare, (fake.args, fake.kwargs))
 
     def __enter__(self):
-        self.entered = contextlib.ExitStack()
-        self.entered.enter_context(torch.random.fork_rng(devices=[]))  # a forward's own torch.rand(n) is real
-        self.entered.enter_context(Shapes())
+        self.mode.__enter__()
 
     def __exit__(self, *raised):
-        self.entered.__exit__(*raised)
+        self.mode.__exit__(*raised)
 
     @staticmethod
     def bare(tensor):
@@ -66,7 +66,8 @@ class Rehearsal:
         self.stage = self.fake = Fake(args, kwargs)
         self.sizes = Sizes(model)
         self.shapes = None
-        self.numbers = {}  # mode -> the Numbers at full width
+        self.numbers, self.noted_on = {}, None  # mode -> the Numbers at full width, and the stage they were noted on
+        self.seen = {}  # mode -> the Numbers of the last run
 
     @property
     def inputs(self):
@@ -76,8 +77,14 @@ class Rehearsal:
     def run(self, model, tensors, at):
         """Raise if the model cannot run with these :class:`TensorPlan` s, or gives another shape than before."""
         self.set_stage(model)
+        resized = {id(t.tensor): t.shape for t in tensors}
         try:
-            shapes = self.output_shapes(model, {id(t.tensor): t.shape for t in tensors})
+            try:
+                shapes = self.output_shapes(model, resized)
+            except Exception:  # a forward with a schedule or a cache may do something else today, at any width
+                self.shapes, self.numbers, self.stage = None, {}, self.fake
+                self.set_stage(model)
+                shapes = self.output_shapes(model, resized)
         except Exception as error:
             raise ShrinkError(f"{type(model).__name__} cannot run at {at}: {shortened(error)}{blame(error)}") from error
         for mode, before in self.shapes.items():
@@ -95,12 +102,15 @@ class Rehearsal:
             self.shapes = self.output_shapes(model)
         except Exception as error:
             raise ShrinkError(f"{type(model).__name__} cannot be tried: {shortened(error)}{blame(error)}") from error
+        self.numbers, self.noted_on, self.seen = self.seen, self.stage, {}
         try:
             self.stage = Meta(self.fake)
             same = self.output_shapes(model) == self.shapes
         except Exception:
             same = False
-        if not same:
+        if same:
+            self.numbers, self.noted_on = self.seen, self.stage
+        else:
             self.stage = self.fake
 
     def output_shapes(self, model, resized=None):
@@ -111,11 +121,11 @@ class Rehearsal:
         self.sizes.sync(shadow)
         self.sizes.watch(shadow)
         shapes = {}
-        with self.stage, torch.no_grad(), folding(), quiet():
+        with same_draws(), self.stage, torch.no_grad(), folding(), quiet():
             for mode in ("train", "eval"):
-                with mode_of(shadow, mode == "train"), Numbers(self.numbers.get(mode)) as numbers:
+                expected, values = self.numbers.get(mode), self.stage is self.noted_on
+                with mode_of(shadow, mode == "train"), Numbers(expected, values) as self.seen[mode]:
                     output = shadow(*self.stage.args, **self.stage.kwargs)
-                self.numbers.setdefault(mode, numbers)
                 shapes[mode] = [tuple(t.shape) for t in tensors_in(output)]
         return shapes
 

@@ -9,6 +9,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from ..errors import ShrinkError
+from .draws import same_draws
+from .modules import copied
 from .results import returning_tensors
 
 
@@ -64,12 +66,17 @@ def lookup(model, name):
 
 
 def trace(model, args, kwargs):
-    """Both modes of ``model`` as ATen graphs. Nothing is run on real data and nothing of the model changes."""
+    """Both modes of ``model`` as ATen graphs. Nothing is run on real data and nothing of the model changes.
+
+    A copy is traced, with the model's own tensors: what a forward keeps for later would be the trace's fake tensors.
+    """
+    own = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     traced = []
     for mode in ("train", "eval"):
-        with mode_of(model, mode == "train"), returning_tensors(model), torch.no_grad():
+        copy = copied(model, own)
+        with mode_of(copy, mode == "train"), returning_tensors(copy), same_draws(), torch.no_grad():
             try:
-                program = torch.export.export(model, args, kwargs, strict=False)
+                program = torch.export.export(copy, args, kwargs, strict=False)
             except Exception as error:
                 what = f"{type(model).__name__} cannot be traced in {mode} mode: {shortened(error)}"
                 advice = "use torch.where or torch.cond where values decide what is run"

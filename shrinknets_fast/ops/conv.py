@@ -17,7 +17,7 @@ x: (B, C, *size) with 1 to 3 sizes; weight: (N, C / groups, *kernel); bias: (N,)
 Any strides; where x or weight is in channels-last memory, so is out. Only a gradient without one stride for all its pixels is
 copied first. An image has less than 2^30 pixels. x, which names the dtype of products and output, and the parameters: float32,
 float16 or bfloat16, mixed as you like. Sums are float32, in an order that does not change from run to run. float32 multiplies in
-full, or in tf32 where ``torch.backends.cudnn.allow_tf32``. CUDA; CPU tensors under ``TRITON_INTERPRET=1``.
+full, or in tf32 where ``torch.backends.cudnn.conv.fp32_precision`` is "tf32". CUDA; CPU tensors under ``TRITON_INTERPRET=1``.
 Source: ShrinkNets (Leclerc, Fernandez, Madden), equation 1; implicit products after cuDNN (Chetlur et al., 2014).
 """
 
