@@ -39,7 +39,7 @@ class Layer(NamedTuple):
     features: int
     dtype: torch.dtype
     flips: bool = False
-    wide: bool = False  # a parameter in float64, which Triton does not take
+    barred: bool = False  # from Triton by default: a parameter in float64, which it does not take, or see truncates
 
     @property
     def light(self):
@@ -53,19 +53,19 @@ class Layer(NamedTuple):
 
     @property
     def small(self):
-        known = self.dtype in TRITON_DTYPES and not self.wide and not self.coarse
+        known = self.dtype in TRITON_DTYPES and not self.barred
         return known and self.rows * self.columns * self.features <= LAUNCH_BOUND
 
-    @property
-    def coarse(self):
-        """Of float32's bits tf32 drops 13: torch rounds, Triton truncates, with 2.6 times the error and a bias."""
-        return self.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+def truncates(kind, dtype):
+    """Of float32's bits tf32 drops 13: torch rounds, Triton truncates, with 2.6 times the error and a bias."""
+    return kind == "cuda" and dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
 WEIGHS = f"rows < columns, more than {CALL_BOUND:,} weights"
 RULES = (  # (op, device, words, test, path); the first that fits, else fold
     ("linear", "cuda", f"at most {LAUNCH_BOUND:,} products", lambda layer: layer.small, "triton"),
-    ("linear", "cuda", "relu and half weights", lambda layer: layer.flips and not layer.wide, "triton"),
+    ("linear", "cuda", "relu and half weights", lambda layer: layer.flips and not layer.barred, "triton"),
     ("conv", "cuda", "relu and half weights", lambda layer: layer.flips, "epilogue"),
     # fold passes 5 times over features x columns weights, epilogue 5 times over rows x features outputs
     ("linear", "cpu", WEIGHS, lambda layer: layer.weighs, "epilogue"),

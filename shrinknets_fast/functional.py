@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from . import reference
-from .dispatch import Layer, path_of
+from .dispatch import Layer, path_of, truncates
 from .errors import ShrinkError
 from .ops.conv import conv
 from .ops.epilogue import conv_epilogue, epilogue
@@ -54,7 +54,8 @@ def filtered_linear(input, weight, bias, theta, *, activation=None, path=None):
     features, columns = weight.shape
     flips = relu and weight.dtype.itemsize == 2
     wide = theta.dtype == torch.float64 or bias is not None and bias.dtype == torch.float64
-    layer = Layer(input.shape[:-1].numel(), columns, features, dtype or input.dtype, flips, wide)
+    barred = wide or truncates(kind, dtype or input.dtype)
+    layer = Layer(input.shape[:-1].numel(), columns, features, dtype or input.dtype, flips, barred)
     path = path_of("linear", kind, layer, path)
     if path == "fold":
         output = folded_linear(input, weight, bias, theta, dtype, layer.light)

@@ -261,8 +261,8 @@ def test_a_frozen_small_layer_keeps_no_input():
 def test_a_float64_parameter_is_not_given_to_triton():
     layer = dispatch.Layer(2, 4, 3, torch.float32)
     assert dispatch.path_of("linear", "cuda", layer) == "triton"
-    assert dispatch.path_of("linear", "cuda", layer._replace(wide=True)) == "fold"
-    assert dispatch.path_of("linear", "cuda", layer._replace(wide=True, flips=True)) == "fold"
+    assert dispatch.path_of("linear", "cuda", layer._replace(barred=True)) == "fold"
+    assert dispatch.path_of("linear", "cuda", layer._replace(barred=True, flips=True)) == "fold"
 
 
 @pytest.mark.parametrize("path", MARKED)
@@ -422,7 +422,8 @@ def test_epilogue_sees_a_dead_row_that_is_not_finite():
 
 def test_triton_is_no_default_where_it_would_truncate():
     def chosen(dtype):
-        return dispatch.path_of("linear", "cuda", dispatch.Layer(16, 64, 64, dtype), None)
+        barred = dispatch.truncates("cuda", dtype)
+        return dispatch.path_of("linear", "cuda", dispatch.Layer(16, 64, 64, dtype, barred=barred), None)
 
     assert chosen(torch.float32) == "triton"
     torch.set_float32_matmul_precision("high")
