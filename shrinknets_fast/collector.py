@@ -112,6 +112,7 @@ class GarbageCollector:
         self._steps = 0
         self._kept_branches = set()  # closed, but they change the shape of their input, so they stay
         self._seen = {}  # id(theta) -> dead features that the last collection left
+        self._buried = {}  # id(optimizer) -> versions of the thetas after its last step
         self._callbacks = OrderedDict()
         for optimizer in self.optimizers:
             hook(optimizer.register_step_pre_hook, self._before_step)
@@ -194,7 +195,8 @@ class GarbageCollector:
             for name in self._network.bound[id(t.tensor)].names:
                 path, _, leaf = name.rpartition(".")
                 for model in (self.model, *self._following.modules):
-                    model.get_submodule(path)._non_persistent_buffers_set.discard(leaf)
+                    if lookup(model, name) is not None:
+                        model.get_submodule(path)._non_persistent_buffers_set.discard(leaf)
 
     def step(self):
         """Call after ``optimizer.step()``: collects when due and returns the :class:`Collection`, else None.
@@ -320,17 +322,19 @@ class GarbageCollector:
 
     def _before_step(self, optimizer, args, kwargs):
         check_gradients(parameters_of(optimizer))
-        self._bury(optimizer)  # what was set to zero by hand since the last step
+        if self._buried.get(id(optimizer)) != self._versions():  # set by hand since its last step, not through .data
+            bury(optimizer, [theta for _, theta in self._filters.values()])
 
     def _after_step(self, optimizer, args, kwargs):
-        self._bury(optimizer)
+        bury(optimizer, [theta for _, theta in self._filters.values()])
+        self._buried[id(optimizer)] = self._versions()
 
     def _after_load(self, optimizer):
         for p in parameters_of(optimizer):
             state_tensors(optimizer, p)  # raises if they are of another size
 
-    def _bury(self, optimizer):
-        bury(optimizer, [theta for _, theta in self._filters.values()])
+    def _versions(self):
+        return [theta._version for _, theta in self._filters.values()]
 
     def _tell(self, plan):
         for callback in list(self._callbacks.values()):
