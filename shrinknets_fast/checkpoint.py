@@ -6,7 +6,7 @@ import torch
 
 from .errors import ShrinkError
 from .filters import leave_fast_paths
-from .graph.modules import Sizes
+from .graph.modules import Sizes, make_persistent
 from .nn import Gated
 from .vanish import put_stand_in
 
@@ -39,8 +39,7 @@ def load_state_dict(model, state_dict):
         if wanted != present:
             resized.append((tensor, wanted))
     for name in left_out:
-        path, _, leaf = name.rpartition(".")
-        model.get_submodule(path)._non_persistent_buffers_set.discard(leaf)
+        make_persistent(model, name)
     for gated in left.values():
         put_stand_in(gated, ExitStack())  # all checks have passed: nothing to undo
     sizes = Sizes(model)

@@ -19,13 +19,15 @@ from .graph.apply import apply_plan, members
 from .graph.build import build
 from .graph.constants import Constants, forgiven, move_into_biases
 from .graph.explain import explain
+from .graph.modules import make_persistent
 from .graph.plan import make_plan
 from .graph.rehearse import Rehearsal
 from .graph.trace import checked_inputs, lookup
+from .guard import Guard
 from .interrupts import uninterrupted
 from .memory import trim
 from .nn import Gated
-from .optimizers import bury, checked_optimizers, parameters_of, state_tensors
+from .optimizers import checked_optimizers
 from .vanish import closed_branches, vanish
 from .watch import Watch
 
@@ -112,12 +114,8 @@ class GarbageCollector:
         self._steps = 0
         self._kept_branches = set()  # closed, but they change the shape of their input, so they stay
         self._seen = {}  # id(theta) -> dead features that the last collection left
-        self._buried = {}  # id(optimizer) -> versions of the thetas after its last step
         self._callbacks = OrderedDict()
-        for optimizer in self.optimizers:
-            hook(optimizer.register_step_pre_hook, self._before_step)
-            hook(optimizer.register_step_post_hook, self._after_step)
-            hook(optimizer.register_load_state_dict_post_hook, self._after_load)
+        self._guard = Guard(self.optimizers, lambda: [theta for _, theta in self._filters.values()])
 
     def plan(self):
         """What a collection would remove now. Changes nothing."""
@@ -193,10 +191,9 @@ class GarbageCollector:
         """A buffer that checkpoints leave out, because its maker makes it again, is in them from its first loss on."""
         for t in plan.tensors:
             for name in self._network.bound[id(t.tensor)].names:
-                path, _, leaf = name.rpartition(".")
                 for model in (self.model, *self._following.modules):
                     if lookup(model, name) is not None:
-                        model.get_submodule(path)._non_persistent_buffers_set.discard(leaf)
+                        make_persistent(model, name)
 
     def step(self):
         """Call after ``optimizer.step()``: collects when due and returns the :class:`Collection`, else None.
@@ -320,35 +317,8 @@ class GarbageCollector:
         """Itself: where a model holds its collector, a copy of the model has no other."""
         return self
 
-    def _before_step(self, optimizer, args, kwargs):
-        check_gradients(parameters_of(optimizer))
-        if self._buried.get(id(optimizer)) != self._versions():  # set by hand since its last step, not through .data
-            bury(optimizer, [theta for _, theta in self._filters.values()])
-
-    def _after_step(self, optimizer, args, kwargs):
-        bury(optimizer, [theta for _, theta in self._filters.values()])
-        self._buried[id(optimizer)] = self._versions()
-
-    def _after_load(self, optimizer):
-        for p in parameters_of(optimizer):
-            state_tensors(optimizer, p)  # raises if they are of another size
-
-    def _versions(self):
-        return [theta._version for _, theta in self._filters.values()]
-
     def _tell(self, plan):
         for callback in list(self._callbacks.values()):
             for hub in plan.hubs:
                 if hub.removed:
                     callback(hub.name, hub.kept)
-
-
-def hook(register, method):
-    """The optimizer does not keep the collector: one that is dropped does nothing more."""
-    weak = weakref.WeakMethod(method)
-
-    def call(*args):
-        method = weak()
-        return method and method(*args)
-
-    register(call)

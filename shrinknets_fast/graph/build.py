@@ -49,7 +49,7 @@ def failure(model, network, rehearsal, ids):
     gone = torch.zeros(network.features.count, dtype=torch.bool)
     gone[ids] = True
     try:
-        rehearsal.run(model, tensor_plans(network, gone), "one feature less")
+        rehearsal.try_once(model, tensor_plans(network, gone), "one feature less")
     except ShrinkError as error:
         return str(error)
     return None

@@ -49,6 +49,12 @@ def uncopyable(model, memo):
                     yield value
 
 
+def make_persistent(model, name):
+    """From now on checkpoints hold the buffer with this dotted name."""
+    path, _, leaf = name.rpartition(".")
+    model.get_submodule(path)._non_persistent_buffers_set.discard(leaf)
+
+
 class Sizes:
     """``in_features``, ``out_channels``, ``groups`` and the like of a model's torch.nn modules. Made before anything shrinks:
     the convolutions whose groups are their channels are known by that, and a grouped one may come to look alike.

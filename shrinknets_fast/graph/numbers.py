@@ -22,9 +22,10 @@ class Numbers(TorchDispatchMode):
 
     def __init__(self, expected=None, values=True):
         super().__init__()
-        self.found, self.calls = [], []
-        self.integers = []  # (op, shapes of its tensors, integers): equal shapes, equal integers
         self.expected, self.values = expected, values
+        self.calls = []  # functions
+        self.found = []  # (op, numbers)
+        self.integers = []  # (op, shapes of its tensors, integers): equal shapes, equal integers
         self.held = []  # (op, what its small tensors hold)
         self.inside = False  # of fused attention, which picks another kernel for other widths
         self.functions = Functions(self)
@@ -56,12 +57,15 @@ class Numbers(TorchDispatchMode):
             self.note_values(func, args)
         return func(*args, **(kwargs or {}))
 
+    def other(self, kind, entry):
+        """Note it; whether the expected one has something else at this place."""
+        noted = getattr(self, kind)
+        place = len(noted)
+        noted.append(entry)
+        return self.expected is not None and getattr(self.expected, kind)[place : place + 1] != [entry]
+
     def note(self, func, numbers):
-        if not numbers:
-            return
-        place = len(self.found)
-        self.found.append((func, numbers))
-        if self.expected is not None and self.expected.found[place : place + 1] != self.found[place:]:
+        if numbers and self.other("found", (func, numbers)):
             raise ShrinkError(f"{name_of(func)} is called with other numbers ({in_words(numbers)}) than at full width")
 
     def note_integers(self, func, args, kwargs):
@@ -69,27 +73,21 @@ class Numbers(TorchDispatchMode):
             return
         leaves = pytree.tree_leaves((args, kwargs))
         shapes = [tuple(t.shape) for t in leaves if isinstance(t, torch.Tensor)]
-        place, found = len(self.integers), (func, shapes, [n for n in leaves if isinstance(n, int)])
-        self.integers.append(found)
-        expected = self.expected.integers[place : place + 1] if self.expected is not None else []
-        if expected and expected[0][:2] == found[:2] and expected[0] != found:
-            raise ShrinkError(
-                f"{name_of(func)} is called with other integers ({in_words(found[2])}) than at full width"
-            )
+        integers, place = [n for n in leaves if isinstance(n, int)], len(self.integers)
+        if self.other("integers", (func, shapes, integers)):
+            expected = self.expected.integers[place : place + 1]
+            if expected and expected[0][:2] == (func, shapes):
+                raise ShrinkError(
+                    f"{name_of(func)} is called with other integers ({in_words(integers)}) than at full width"
+                )
 
     def note_values(self, func, args):
         values = [values_in(arg) for arg in args if is_small_and_real(arg)]
-        if not values:
-            return
-        place = len(self.held)
-        self.held.append((func, values))
-        if self.expected is not None and self.values and self.expected.held[place : place + 1] != self.held[place:]:
+        if values and self.other("held", (func, values)) and self.values:
             raise ShrinkError(f"{name_of(func)} is called with other values ({in_words(values)}) than at full width")
 
     def note_call(self, func):
-        place = len(self.calls)
-        self.calls.append(func)
-        if self.expected is not None and self.expected.calls[place : place + 1] != self.calls[place:]:
+        if self.other("calls", func):
             raise ShrinkError(f"{name_of(func)} is called where it was not when the model was traced")
 
 
