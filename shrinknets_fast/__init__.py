@@ -8,6 +8,7 @@ from .checkpoint import load_state_dict
 from .collector import Collection, GarbageCollector
 from .errors import ShrinkError
 from .filters import features, param_groups, penalty
+from .folded import unfolded
 from .folding import fold_filters
 from .graph.rules.registry import register_rule
 from .nn import (
@@ -44,4 +45,5 @@ __all__ = [
     "param_groups",
     "penalty",
     "register_rule",
+    "unfolded",
 ]

@@ -12,9 +12,12 @@ import torch
 from torch.utils import _pytree as pytree
 
 from .checks import check_gradients, check_storages, checked_count, checked_share, default_align
+from .companions.copies import Following
+from .companions.guard import Guard
+from .companions.optimizers import checked_optimizers
+from .companions.trial import try_out
 from .errors import ShrinkError
 from .filters import leave_fast_paths, named_filters
-from .following import Following
 from .graph.apply import apply_plan, members
 from .graph.build import build
 from .graph.constants import Constants, forgiven, move_into_biases
@@ -23,11 +26,9 @@ from .graph.modules import make_persistent
 from .graph.plan import make_plan
 from .graph.rehearse import Rehearsal
 from .graph.trace import checked_inputs, lookup
-from .guard import Guard
 from .interrupts import uninterrupted
 from .memory import trim
 from .nn import Gated
-from .optimizers import checked_optimizers
 from .vanish import closed_branches, vanish
 from .watch import Watch
 
@@ -97,7 +98,8 @@ class GarbageCollector:
         )  # torch.compile's wrapper: the module itself shrinks
         self._compiled = compiled is not model or any(m._compiled_call_impl is not None for m in model.modules())
         self.model = model
-        self.optimizers = checked_optimizers(optimizers)
+        self._followed = checked_optimizers(optimizers)
+        self.optimizers = tuple(followed.optimizer for followed in self._followed)
         self.every = checked_count("every", every)
         self.align = checked_count("align", default_align(model) if align is None else align)
         self.min_dead = checked_share("min_dead", min_dead, smallest_allowed=True)
@@ -115,7 +117,10 @@ class GarbageCollector:
         self._kept_branches = set()  # closed, but they change the shape of their input, so they stay
         self._seen = {}  # id(theta) -> dead features that the last collection left
         self._callbacks = OrderedDict()
-        self._guard = Guard(self.optimizers, lambda: [theta for _, theta in self._filters.values()])
+        for followed in self._followed:
+            try_out(followed)
+            followed.check()
+        self._guard = Guard(self._followed, lambda: [theta for _, theta in self._filters.values()])
 
     def plan(self):
         """What a collection would remove now. Changes nothing."""
@@ -173,7 +178,7 @@ class GarbageCollector:
                     self._network,
                     self._hubs,
                     self.model,
-                    self.optimizers,
+                    self._followed,
                     self._following,
                     self._rehearsal.sizes,
                     before,
@@ -241,7 +246,8 @@ class GarbageCollector:
         checked_share("waste", waste, smallest_allowed=True)
         tensors = {}
         for bound in self._network.bound.values():
-            for tensor in members(bound.names[0], bound.tensor, self.optimizers, self._following):
+            for member in members(bound.names[0], bound.tensor, self._followed, self._following):
+                tensor = member.tensor if member.row is None else member.row
                 tensors[id(tensor)] = tensor
         return trim(tensors.values(), waste)
 
@@ -283,7 +289,7 @@ class GarbageCollector:
         gone = vanish(
             self.model,
             branches,
-            self.optimizers,
+            self._followed,
             lambda: Rehearsal(self.model, args, kwargs).output_shapes(self.model) == shapes,
             undo,
         )

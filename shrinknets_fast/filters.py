@@ -6,26 +6,14 @@ import torch
 from torch import nn
 
 from .errors import ShrinkError
-from .nn import FILTERED_NORM_WEIGHTS, FilterBase
+from .nn import FilterBase
 
 __all__ = ["features", "named_filters", "param_groups", "penalty", "thetas"]
 
 
 def named_filters(model):
     """{"module.name": module} for every layer with a filter, in the model's order."""
-    found = {}
-    for name, module in model.named_modules():
-        if isinstance(module, FilterBase):
-            found[name] = module
-        elif (
-            isinstance(module, nn.SyncBatchNorm)
-            and module.weight is not None
-            and module.weight in FILTERED_NORM_WEIGHTS
-        ):
-            raise ShrinkError(
-                f"{name} was made from a filtered batch norm by convert_sync_batchnorm, which drops its theta"
-            )
-    return found
+    return {name: module for name, module in model.named_modules() if isinstance(module, FilterBase)}
 
 
 def leave_fast_paths(model):

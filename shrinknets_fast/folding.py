@@ -91,18 +91,19 @@ def folded(module):
     if isinstance(module, Filter):
         scale = module.theta.detach().clamp(min=0)
         return torch.fx.symbolic_trace(_Scale(scale, module.dim)).train(module.training)
-    weight = torch.ones_like(module.theta) if module.weight is None else module.weight
-    weight, bias = fold(weight, module.bias, module.theta)
-    if module.weight is None:  # a batch norm without affine parameters gets them now
-        bias, module.affine = torch.zeros_like(weight), True
-    module.weight = nn.Parameter(without_subnormals(weight))
-    if bias is not None:
-        module.bias = nn.Parameter(without_subnormals(bias))
+    weight, bias = module.raw("weight"), module.raw("bias")
+    bare = weight is None
+    weight, bias = fold(torch.ones_like(module.theta) if bare else weight, bias, module.theta)
     activation = module.activation
     del module.theta
     for name in ("init", "owns_theta", "activation"):
         module.__dict__.pop(name, None)
     module.__class__ = module.plain
+    if bare:  # a batch norm without affine parameters gets them now
+        bias, module.affine = torch.zeros_like(weight), True
+    module.weight = nn.Parameter(without_subnormals(weight))
+    if bias is not None:
+        module.bias = nn.Parameter(without_subnormals(bias))
     return nn.Sequential(module, nn.ReLU()).train(module.training) if activation == "relu" else module
 
 

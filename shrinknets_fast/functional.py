@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from . import reference
 from .dispatch import Layer, path_of, truncates
 from .errors import ShrinkError
+from .folded_tensor import WAY_OUT, FoldedTensor
 from .ops.conv import conv
 from .ops.epilogue import conv_epilogue, epilogue
 from .ops.filter import filter
@@ -36,6 +37,13 @@ def compute_dtype(weight, kind):
     return None
 
 
+def check_unfolded(weight, bias):
+    for tensor in (weight, bias):
+        if isinstance(tensor, FoldedTensor):
+            kind, name = type(tensor.source.layer).__name__, tensor.source.name
+            raise ShrinkError(f"{name} was read from a {kind}, so it has its filter in it already; {WAY_OUT}")
+
+
 def is_relu(activation):
     """Whether it is "relu", or None (any positively homogeneous one commutes with the filter; these two have names)."""
     if activation in (None, "relu"):
@@ -49,6 +57,7 @@ def filtered_linear(input, weight, bias, theta, *, activation=None, path=None):
     input: (*, in), weight: (out, in), bias: (out,) or None, theta: (out,). Returns (*, out).
     path: None lets dispatch.py choose; or "fold", "epilogue", "triton" or "reference".
     """
+    check_unfolded(weight, bias)
     kind, relu = input.device.type, is_relu(activation)
     dtype = compute_dtype(weight, kind)
     features, columns = weight.shape
@@ -95,6 +104,7 @@ def filtered_conv3d(
 
 
 def _filtered_conv(dims, input, weight, bias, theta, window, activation, path):
+    check_unfolded(weight, bias)
     kind, relu = input.device.type, is_relu(activation)
     dtype = compute_dtype(weight, kind)
     path = path_of("conv", kind, conv_layer(input, weight, window[0], dtype, relu), path)
@@ -158,6 +168,7 @@ def filtered_batch_norm(
     input: (B, C, ...); running_mean, running_var, weight, bias: (C,) or None; theta: (C,). A dead feature comes out as
     exact zeros as long as its input is finite.
     """
+    check_unfolded(weight, bias)
     if weight is None:
         weight = torch.ones_like(theta)
     weight, bias = fold(weight, bias, theta)

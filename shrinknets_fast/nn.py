@@ -4,10 +4,10 @@ import math
 
 import torch
 from torch import nn
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from . import functional
 from .errors import ShrinkError
+from .folded import FoldedReads, is_unfolded
 
 __all__ = [
     "Filter",
@@ -21,11 +21,6 @@ __all__ = [
     "FilteredLinear",
     "Gated",
 ]
-
-
-# The affine weights of filtered batch norms: convert_sync_batchnorm hands them to a SyncBatchNorm and drops theta without a
-# word, and this is how that is noticed.
-FILTERED_NORM_WEIGHTS = WeakTensorKeyDictionary()
 
 
 class FilterBase:
@@ -43,8 +38,6 @@ class FilterBase:
         """Create ``theta``, or share the one given."""
         name = type(self).__name__
         self.init = checked_init(name, init)
-        if isinstance(self, nn.modules.batchnorm._BatchNorm) and self.weight is not None:
-            FILTERED_NORM_WEIGHTS[self.weight] = True
         self.owns_theta = theta is None
         if theta is None:
             self.theta = nn.Parameter(torch.empty(num_features, **factory))
@@ -117,7 +110,7 @@ class Filter(FilterBase, nn.Module):
         return f"{super().extra_repr()}, dim={self.dim}"
 
 
-class FilteredLinear(FilterBase, nn.Linear):
+class FilteredLinear(FilterBase, FoldedReads, nn.Linear):
     """``act((x W^T + b) * max(0, theta))``: (*, in) to (*, out), as ``nn.Linear``. activation: None or "relu".
 
     path: an attribute; None lets dispatch.py choose how to compute, a name overrules it.
@@ -144,11 +137,11 @@ class FilteredLinear(FilterBase, nn.Linear):
 
     def forward(self, input):
         return functional.filtered_linear(
-            input, self.weight, self.bias, self.theta, activation=self.activation, path=self.path
+            input, *self.raw_parameters(input), activation=self.activation, path=self.path
         )
 
 
-class _FilteredConv(FilterBase):
+class _FilteredConv(FilterBase, FoldedReads):
     """``act(conv(x) * max(0, theta))`` with one theta per output channel; arguments as the ``torch.nn`` layer.
 
     path: an attribute, as in :class:`FilteredLinear`.
@@ -161,18 +154,17 @@ class _FilteredConv(FilterBase):
     ):
         super().__init__(in_channels, out_channels, kernel_size, *args, **kw)
         self.activation = checked_activation(type(self).__name__, activation)
-        self.attach_theta(out_channels, init, theta, device=self.weight.device, dtype=self.weight.dtype)
+        weight = self._parameters["weight"]
+        self.attach_theta(out_channels, init, theta, device=weight.device, dtype=weight.dtype)
 
     def forward(self, input):
-        padding = self.padding
+        parameters, padding = self.raw_parameters(input), self.padding
         if self.padding_mode != "zeros":
             input = nn.functional.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = 0
         return self.function(
             input,
-            self.weight,
-            self.bias,
-            self.theta,
+            *parameters,
             stride=self.stride,
             padding=padding,
             dilation=self.dilation,
@@ -200,19 +192,24 @@ class FilteredConv3d(_FilteredConv, nn.Conv3d):
     function = staticmethod(functional.filtered_conv3d)
 
 
-class _FilteredBatchNorm(FilterBase):
+class _FilteredBatchNorm(FilterBase, FoldedReads):
     """``batch_norm(x) * max(0, theta)`` with the filter inside the affine pair; arguments as the ``torch.nn`` layer."""
 
     def __init__(self, num_features, *args, init="uniform", theta=None, device=None, dtype=None, **kw):
         super().__init__(num_features, *args, device=device, dtype=dtype, **kw)
         self.attach_theta(num_features, init, theta, device=device, dtype=dtype)
 
-    def __setstate__(self, state):  # of a copy, or a loaded one
-        super().__setstate__(state)
-        if self.weight is not None:
-            FILTERED_NORM_WEIGHTS[self.weight] = True
+    @property
+    def affine(self):
+        """As :meth:`weight` is the function's, so is this: a filter is an affine weight."""
+        return self.__dict__["affine"] or ("theta" in self._parameters and not is_unfolded())
+
+    @affine.setter
+    def affine(self, value):
+        self.__dict__["affine"] = value
 
     def forward(self, input):
+        parameters = self.raw_parameters(input)
         self._check_input_dim(input)
         momentum = 0.0 if self.momentum is None else self.momentum
         if self.training and self.track_running_stats and self.num_batches_tracked is not None:
@@ -225,9 +222,7 @@ class _FilteredBatchNorm(FilterBase):
             input,
             self.running_mean if keep_stats else None,
             self.running_var if keep_stats else None,
-            self.weight,
-            self.bias,
-            self.theta,
+            *parameters,
             training=use_batch,
             momentum=momentum,
             eps=self.eps,

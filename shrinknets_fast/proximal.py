@@ -4,9 +4,10 @@ import math
 
 import torch
 
+from .companions.guard import bury
+from .companions.optimizers import checked_optimizers
 from .errors import ShrinkError
 from .filters import thetas
-from .optimizers import bury, checked_optimizers
 
 __all__ = ["ProximalL1"]
 
@@ -62,7 +63,7 @@ class ProximalL1:
     """
 
     def __init__(self, optimizer, model, lam):
-        checked_optimizers(optimizer)
+        (self._followed,) = checked_optimizers(optimizer)
         if type(optimizer) not in STEP_SIZES:
             known = ", ".join(kind.__name__ for kind in STEP_SIZES)
             raise ShrinkError(f"ProximalL1: optimizer is {type(optimizer).__name__}, expected one of {known}")
@@ -83,7 +84,7 @@ class ProximalL1:
                     if skipped is not None:
                         step = torch.where(skipped.to(theta.device) == 0, step, 0)
                     theta.sub_((step * lam) * (theta > 0)).clamp_(min=0)
-        bury(optimizer, filters.values())
+        bury(self._followed, [theta for theta in self._followed.parameters() if id(theta) in filters])
 
     def remove(self):
         """Detach from the optimizer."""

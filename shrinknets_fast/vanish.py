@@ -34,7 +34,7 @@ def vanish(model, branches, optimizers, still_runs, undo):
             gated[0] = branch
     left = {id(p) for p in model.parameters()}
     for optimizer in optimizers:
-        drop(optimizer, before - left, undo)
+        optimizer.drop(before - left, undo)
     return tuple(gone)
 
 
@@ -43,12 +43,3 @@ def put_stand_in(gated, undo):
     if not gated.vanished:
         undo.callback(gated.__setitem__, 0, gated[0])
         gated[0] = nn.Identity().train(gated.training)
-
-
-def drop(optimizer, gone, undo):
-    """Take the parameters with these ids out of the optimizer, with their state."""
-    for group in optimizer.param_groups:
-        undo.callback(group.__setitem__, "params", group["params"])
-        group["params"] = [p for p in group["params"] if id(p) not in gone]
-    for p in [p for p in optimizer.state if id(p) in gone]:
-        undo.callback(optimizer.state.__setitem__, p, optimizer.state.pop(p))

@@ -58,12 +58,9 @@ def test_param_groups_names_bad_values(bad):
         sn.param_groups(mlp(), **bad)
 
 
-def test_a_theta_dropped_by_convert_sync_batchnorm_is_noticed():
-    model = nn.Sequential(nn.Conv2d(1, 4, 3), sn.FilteredBatchNorm2d(4), nn.Conv2d(4, 2, 3))
+@pytest.mark.parametrize("affine", [True, False])
+def test_convert_sync_batchnorm_would_drop_theta_and_is_refused(affine):
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), sn.FilteredBatchNorm2d(4, affine=affine), nn.Conv2d(4, 2, 3))
     for own in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        converted = nn.SyncBatchNorm.convert_sync_batchnorm(own)
-        for call in (sn.penalty, sn.features, lambda m: sn.GarbageCollector(m, torch.randn(2, 1, 8, 8))):
-            with pytest.raises(sn.ShrinkError, match="1 was made from a filtered batch norm"):
-                call(converted)
-    plain = nn.SyncBatchNorm.convert_sync_batchnorm(nn.Sequential(nn.BatchNorm2d(4)))
-    assert sn.features(plain) == {}
+        with pytest.raises(TypeError, match="weight"):  # what it reads there is no parameter
+            nn.SyncBatchNorm.convert_sync_batchnorm(own)

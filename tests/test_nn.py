@@ -62,10 +62,9 @@ def test_batch_norm_is_its_plain_twin_times_the_filter(name):
     make, shape = NORMS[name]
     layer = make(dtype=torch.float64)
     with torch.no_grad():
-        layer.theta[::3] = -0.5
-        for p in (layer.weight, layer.bias):
-            if p is not None:
-                p.normal_()
+        for p in layer.parameters():
+            p.normal_()
+        layer.theta.abs_()[::3] = -0.5
     twin = plain_twin(layer)
     for _ in range(3):
         x = torch.randn(shape, dtype=torch.float64)
@@ -108,7 +107,7 @@ def test_dead_feature_is_zero_whatever_its_weight_holds(name, poison):
     assert (out.select(dim, 2) == 0).all() and out.isfinite().all()
     out.square().sum().backward()
     assert x.grad.isfinite().all()
-    assert (layer.weight.grad[2] == 0).all() and layer.theta.grad[2] == 0
+    assert (layer._parameters["weight"].grad[2] == 0).all() and layer.theta.grad[2] == 0
 
 
 def test_state_dict_holds_the_plain_names_and_theta():
@@ -232,7 +231,7 @@ def test_autocast_computes_in_its_dtype_and_keeps_parameters_wide(kind):
         out = layer(torch.randn(shape))
     assert out.dtype == torch.bfloat16
     out.float().sum().backward()
-    assert layer.theta.grad.dtype == layer.weight.grad.dtype == torch.float32
+    assert {p.grad.dtype for p in layer.parameters()} == {torch.float32}
 
 
 def test_functional_call_and_channels_last():
@@ -249,16 +248,24 @@ def test_functional_twins_take_the_same_arguments():
     f = sn.functional
     linear, conv = sn.FilteredLinear(5, 7), sn.FilteredConv2d(3, 4, 3, stride=2, activation="relu")
     x, image = torch.randn(2, 5), torch.randn(2, 3, 9, 9)
-    assert torch.equal(f.filtered_linear(x, linear.weight, linear.bias, linear.theta), linear(x))
-    got = f.filtered_conv2d(image, conv.weight, conv.bias, conv.theta, stride=2, activation="relu")
+    assert torch.equal(f.filtered_linear(x, *linear.parameters()), linear(x))
+    got = f.filtered_conv2d(image, *conv.parameters(), stride=2, activation="relu")
     assert torch.equal(got, conv(image))
     for n, module in ((1, sn.FilteredConv1d(2, 3, 2)), (3, sn.FilteredConv3d(2, 3, 2))):
         data = torch.randn(2, 2, *[4] * n)
-        assert torch.equal(
-            getattr(f, f"filtered_conv{n}d")(data, module.weight, module.bias, module.theta), module(data)
-        )
+        assert torch.equal(getattr(f, f"filtered_conv{n}d")(data, *module.parameters()), module(data))
     with pytest.raises(sn.ShrinkError, match="'tanh'"):
-        f.filtered_linear(x, linear.weight, linear.bias, linear.theta, activation="tanh")
+        f.filtered_linear(x, *linear.parameters(), activation="tanh")
+    norm = sn.FilteredBatchNorm1d(5)
+    calls = (  # with what reading the attributes gives, the filter would be applied twice
+        lambda: f.filtered_linear(x, linear.weight, None, linear.theta),
+        lambda: f.filtered_linear(x, linear.weight.detach(), linear.bias, linear.theta),
+        lambda: f.filtered_conv2d(image, conv.weight, conv.bias, conv.theta),
+        lambda: f.filtered_batch_norm(x, None, None, norm.weight, norm.bias, norm.theta, training=True),
+    )
+    for call in calls:
+        with pytest.raises(sn.ShrinkError, match="has its filter in it already"):
+            call()
 
 
 def test_gate_scales_a_whole_tensor_and_closes_it():

@@ -9,7 +9,8 @@ import torch
 from networks import mlp
 
 import shrinknets_fast as sn
-from shrinknets_fast.optimizers import bury, state_tensors
+from shrinknets_fast.companions.guard import bury
+from shrinknets_fast.companions.optimizers import Followed
 
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=0.01),
@@ -93,14 +94,15 @@ def test_bury_zeroes_theta_and_its_state_only_where_dead(name):
         theta.abs_().add_(0.1)
         theta[:5] = -0.3
     live = theta.detach()[5:].clone()
-    state = {k: v.clone() for k, v in state_tensors(optimizer, theta).items()}
-    weights = {k: v.clone() for k, v in state_tensors(optimizer, model[0].weight).items()}
-    assert state and all((v[5:] != 0).any() for v in state.values())
-    bury(optimizer, [theta])
+    followed, weight = Followed(optimizer), dict(model.named_parameters())["0.weight"]
+    state = [v.clone() for v in followed.alike(theta)]
+    weights = [v.clone() for v in followed.alike(weight)]
+    assert state and all((v[5:] != 0).any() for v in state)
+    bury(followed, [theta])
     assert (theta[:5] == 0).all() and torch.equal(theta[5:], live)
-    for k, v in state_tensors(optimizer, theta).items():
-        assert (v[:5] == 0).all() and torch.equal(v[5:], state[k][5:])
-    assert all(torch.equal(v, weights[k]) for k, v in state_tensors(optimizer, model[0].weight).items())
+    for v, before in zip(followed.alike(theta), state, strict=True):
+        assert (v[:5] == 0).all() and torch.equal(v[5:], before[5:])
+    assert all(torch.equal(*pair) for pair in zip(followed.alike(weight), weights, strict=True))
 
 
 def test_what_is_set_to_zero_by_hand_stays_dead():
@@ -148,7 +150,7 @@ def test_a_nan_theta_is_not_buried():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with torch.no_grad():
         model[0].theta[0] = float("nan")
-    bury(optimizer, [model[0].theta])
+    bury(Followed(optimizer), [model[0].theta])
     assert model[0].theta[0].isnan()
 
 

@@ -10,8 +10,9 @@ from networks import outputs
 from random_networks import random_network, strike
 
 import shrinknets_fast as sn
+from shrinknets_fast.companions.guard import Guard
+from shrinknets_fast.companions.optimizers import Followed
 from shrinknets_fast.graph import order
-from shrinknets_fast.optimizers import bury
 
 CASES = int(os.environ.get("SN_PROPERTY_CASES", "200"))
 FIRST = int(os.environ.get("SN_PROPERTY_FIRST", "0"))
@@ -101,7 +102,7 @@ def train(seed, make, collect):
     if collect:
         gc = sn.GarbageCollector(model, x, optimizers=optimizer)
     else:  # the dead stay dead, and in place
-        optimizer.register_step_post_hook(lambda *_: bury(optimizer, thetas))
+        guard = Guard([Followed(optimizer)], lambda: thetas)  # noqa: F841  its hooks live as long as it
     strike(model, seed)
     target, found, removed = torch.randn(3, 3, generator=torch.Generator().manual_seed(seed)), [], 0
     for _ in range(20):

@@ -200,7 +200,7 @@ def test_a_refused_collection_brings_the_branch_back():
     ema = copy.deepcopy(model)
     named = {k: v.detach().clone() for k, v in model.named_parameters()}
     optimizer = torch.optim.Adam(
-        [{"params": model.block.parameters()}, {"params": [model.wide.weight, model.wide.theta]}]
+        [{"params": model.block.parameters()}, {"params": [model.wide._parameters["weight"], model.wide.theta]}]
     )
     gc = sn.GarbageCollector(model, x, optimizers=optimizer, min_dead=0.0, follow=[ema, named], follow_dead="drop")
     model(x).sum().backward()

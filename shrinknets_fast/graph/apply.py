@@ -4,22 +4,23 @@ import itertools
 
 import torch
 
+from ..companions.state import Member
 from ..errors import ShrinkError
 from ..ops.compact import compact_, is_dense
-from ..optimizers import state_tensors
 from .order import moved_bytes
 
 
 def members(name, tensor, optimizers, following):
-    """All tensors that shrink as ``tensor`` does: itself, its copies, their gradients, its state in each optimizer.
+    """The :class:`Member` s that shrink as ``tensor`` does: itself, its copies, their gradients, its state in each optimizer.
 
-    An error names the one that cannot.
+    An error names what cannot.
     """
-    found = [tensor, *following.tensors(name, tensor)]
-    found += [t.grad for t in found if t.is_leaf and t.grad is not None]
+    alike = [tensor, *following.tensors(name, tensor)]
+    alike += [t.grad for t in alike if t.is_leaf and t.grad is not None]
+    found = [Member(t, tuple(range(t.dim()))) for t in alike]
     for optimizer in optimizers:
-        found.extend(state_tensors(optimizer, tensor).values())
-    for t in found:
+        found += optimizer.state(tensor)
+    for t in (member.tensor for member in found):
         if t.layout != torch.strided:
             raise ShrinkError(f"{name}: its gradient has layout {t.layout}, expected torch.strided; zero_grad() before")
         if t.is_inference():
@@ -33,16 +34,14 @@ def apply_plan(plan, network, hubs, model, optimizers, following, sizes, before=
 
     ``before()`` is called once nothing is known to stand in the way.
     """
-    work, known = {}, {}
+    work, known, found = {}, {}, []
     for t in plan.tensors:
-        for tensor in members(t.name, t.tensor, optimizers, following):
-            keep = t.keep
-            if tensor.shape != t.tensor.shape:  # a dimension of another size holds one entry for all features
-                keep = {d: kept for d, kept in keep.items() if tensor.shape[d] == t.tensor.shape[d]}
-            first = work.get(id(tensor), (t.name,))[0]
-            if first != t.name:
-                raise ShrinkError(f"follow: {first} and {t.name} are one tensor there, expected one each")
-            work[id(tensor)] = (t.name, tensor, keep)
+        for member in members(t.name, t.tensor, optimizers, following):
+            key = id(member.tensor)
+            if work.get(key, (t.name,))[0] != t.name:
+                raise ShrinkError(f"follow: {work[key][0]} and {t.name} are one tensor there, expected one each")
+            work[key] = (t.name, member.tensor, member.kept(t.keep))
+            found.append(member)
     work, again = without_aliases(work.values())
     check_apart(work)
     work = [(tensor, keep) for _, tensor, keep in work]
@@ -52,6 +51,8 @@ def apply_plan(plan, network, hubs, model, optimizers, following, sizes, before=
     compact_(work)
     for alias, first in again:
         alias.set_(first)
+    for member in found:
+        member.put_in_row()
     freed = used - sum(tensor.nbytes for tensor, _ in work)
     network.features.remove(plan.gone, plan.fills)
     for bound in network.bound.values():

@@ -97,7 +97,7 @@ def takes_constants(model, network, read):
                 return None
             taken = [maker["weight"], maker["bias"]]
     module = model.get_submodule(op.module.partition("@")[0])
-    own = [getattr(module, kind, None) for kind in ("weight", "bias")]
+    own = [module._parameters.get(kind) for kind in ("weight", "bias")]
     if None in taken or any(value.tensor is None or value.tensor is not t for value, t in zip(taken, own, strict=True)):
         return None
     return module if readers(network, taken[1]) == 1 else None
@@ -130,5 +130,6 @@ def move_into_biases(model, network, constants, gone):
         amounts = torch.where(leaving, constants(read.value, read.dim), 0.0)
         if bool((amounts != 0).any()):
             module = takes_constants(model, network, read)
-            columns = module.weight.double().flatten(2).sum(2) if module.weight.dim() > 2 else module.weight.double()
-            module.bias += (columns @ amounts.to(columns.device)).to(module.bias.dtype)
+            weight, bias = (module._parameters[kind] for kind in ("weight", "bias"))
+            columns = weight.double().flatten(2).sum(2) if weight.dim() > 2 else weight.double()
+            bias += (columns @ amounts.to(columns.device)).to(bias.dtype)

@@ -68,16 +68,20 @@ class Sizes:
     def sync(self, model):
         """Set them to what the tensors of ``model``, a copy or the one that they were made of, say."""
         for name, module in model.named_modules():
-            if isinstance(module, nn.Linear):
-                module.out_features, module.in_features = module.weight.shape
-            elif isinstance(module, _ConvNd):
-                sync_conv(module, name in self.depthwise)
-            elif isinstance(module, _NormBase):
+            if isinstance(module, _NormBase):
                 sync_norm(module, self.given.get(name))
+                continue
+            shape = shape_of_weight(module)
+            if shape is None:
+                continue
+            if isinstance(module, nn.Linear):
+                module.out_features, module.in_features = shape
+            elif isinstance(module, _ConvNd):
+                sync_conv(module, shape, name in self.depthwise)
             elif isinstance(module, nn.PReLU):
-                module.num_parameters = module.weight.numel()
+                module.num_parameters = shape.numel()
             elif isinstance(module, nn.Embedding):
-                module.num_embeddings, module.embedding_dim = module.weight.shape
+                module.num_embeddings, module.embedding_dim = shape
 
     def watch(self, model):
         """Note what instance norms are given in a forward: without tensors nothing else tells, and torch warns if it differs."""
@@ -90,8 +94,23 @@ class Sizes:
         module.num_features = self.given[name] = x.shape[-module._get_no_batch_dim()]
 
 
-def sync_conv(module, depthwise):
-    first, second = module.weight.shape[:2]
+def shape_of_weight(module):
+    """The shape that ``module.weight`` has, without reading it where that computes: a power iteration changes what it finds."""
+    own = module._parameters
+    if own.get("weight") is not None:
+        return own["weight"].shape
+    for name in ("weight_orig", "weight_v"):  # torch.nn.utils.prune and spectral_norm, weight_norm
+        if name in own:
+            return own[name].shape
+    parametrizations = module._modules.get("parametrizations")
+    if parametrizations is None or "weight" not in parametrizations:
+        return None
+    originals = [p for name, p in parametrizations["weight"]._parameters.items() if name.startswith("original")]
+    return max((p.shape for p in originals), key=torch.Size.numel, default=None)
+
+
+def sync_conv(module, shape, depthwise):
+    first, second = shape[:2]
     if depthwise:
         module.groups = first * module.groups // (module.in_channels if module.transposed else module.out_channels)
     inputs, outputs = (first, second * module.groups) if module.transposed else (second * module.groups, first)
@@ -105,4 +124,5 @@ def sync_norm(module, given):
 
 
 def tensors_of(norm):
-    return [t for t in (norm.weight, norm.running_mean, getattr(norm, "theta", None)) if t is not None]
+    own = norm._parameters
+    return [t for t in (own.get("weight"), norm.running_mean, own.get("theta")) if t is not None]

@@ -60,9 +60,10 @@ def lookup(model, name):
     """The parameter or buffer with this dotted name, or None."""
     path, _, leaf = name.rpartition(".")
     try:
-        return getattr(model.get_submodule(path), leaf, None)
+        module = model.get_submodule(path)
     except AttributeError:
         return None
+    return module._parameters.get(leaf, module._buffers.get(leaf))  # an attribute may be computed when it is read
 
 
 def trace(model, args, kwargs):

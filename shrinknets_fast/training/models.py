@@ -7,6 +7,7 @@ from collections import OrderedDict
 import torch
 from torch import nn
 
+from ..folded import unfolded
 from ..nn import FilteredConv2d, FilteredLinear
 from .refusal import Refusal
 
@@ -20,10 +21,11 @@ def build(arguments, image_shape):
     with torch.device("meta"):
         refuse_too_large(arguments, make(image_shape, arguments.width, arguments.depth))
     model = make(image_shape, arguments.width, arguments.depth)
-    for module in model.modules():
-        if isinstance(module, (nn.Linear, nn.Conv2d)):
-            nn.init.xavier_uniform_(module.weight, gain=math.sqrt(2))
-            nn.init.zeros_(module.bias)
+    with unfolded():
+        for module in model.modules():
+            if isinstance(module, (nn.Linear, nn.Conv2d)):
+                nn.init.xavier_uniform_(module.weight, gain=math.sqrt(2))
+                nn.init.zeros_(module.bias)
     return model
 
 

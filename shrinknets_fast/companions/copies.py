@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from .errors import ShrinkError
-from .graph.trace import lookup
-from .nn import Gated
-from .vanish import put_stand_in
+from ..errors import ShrinkError
+from ..graph.trace import lookup
+from ..nn import Gated
+from ..vanish import put_stand_in
 
 
 class Following:

@@ -1,0 +1,1 @@
+"""What shrinks with the model: the state of its optimizers, and copies of it."""

@@ -1,0 +1,155 @@
+"""What the package needs to know about an optimizer: which state belongs to a parameter, and when it steps."""
+
+import types
+import weakref
+
+import torch
+
+from ..errors import ShrinkError
+from .groups import note_emptied
+from .state import Member, dims_of, tensors_of
+
+REFUSED = ("LBFGS", "SparseAdam")  # one flat history over all parameters; state that is not shaped like a parameter
+
+
+def checked_optimizers(optimizers):
+    """The :class:`Followed` of the optimizers given (one, or several), or an error that names the one that cannot be followed."""
+    given = (optimizers,) if isinstance(optimizers, torch.optim.Optimizer) else tuple(optimizers)
+    return tuple(Followed(optimizer) for optimizer in given)
+
+
+class Followed:
+    """An optimizer, or a wrapper around one: ``parts`` are itself and those inside, whose state and groups are followed alike.
+
+    layouts: {(dimensions of a parameter, path in its state): [Layout]}, as a trial finds out.
+    """
+
+    def __init__(self, optimizer):
+        self.name = type(optimizer).__name__
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            within = [name for name, value in attributes(optimizer) if isinstance(value, torch.optim.Optimizer)]
+            hint = f"; give it the one in .{within[0]}" if within else ""
+            raise ShrinkError(f"optimizers holds a {self.name}, expected torch.optim.Optimizer instances{hint}")
+        self.parts = parts_of(optimizer)
+        for part in self.parts:
+            if type(part).__name__ in REFUSED:
+                raise ShrinkError(
+                    f"optimizers holds {type(part).__name__}, whose state is not kept feature by feature; it cannot be shrunk"
+                )
+        self.optimizer = optimizer
+        self.layouts = {}
+
+    def parameters(self):
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def state(self, parameter):
+        """The :class:`Member` s of what goes where ``parameter`` goes. An error names what fits nowhere."""
+        found, seen = [], set()
+        for part in self.parts:
+            kept = part.state.get(parameter)
+            for path, tensor in self.tensors_of(kept) if kept else ():
+                if id(tensor) in seen:
+                    continue
+                seen.add(id(tensor))
+                dims = dims_of(
+                    tuple(tensor.shape), tuple(parameter.shape), self.layouts.get((parameter.dim(), path), ())
+                )
+                if dims is None:
+                    raise ShrinkError(
+                        f"{self.name}: state {path!r} has shape {tuple(tensor.shape)}, expected the parameter's "
+                        f"{tuple(parameter.shape)}; this optimizer's state cannot be shrunk"
+                    )
+                found.append(Member.of(tensor, dims, parameter.shape))
+        return found
+
+    def alike(self, parameter):
+        """The tensors in its state that have the parameter's shape. Quick, for each step."""
+        found, shape = [], parameter.shape
+        for part in self.parts:
+            for value in part.state.get(parameter, {}).values():
+                values = (value,) if type(value) is torch.Tensor else (t for _, t in self.tensors_of(value))
+                found += [t for t in values if t.shape == shape]
+        return found
+
+    def tensors_of(self, kept):
+        try:
+            return list(tensors_of(kept))
+        except ShrinkError as error:
+            raise ShrinkError(f"{self.name}: {error}") from None
+
+    def check(self):
+        """Raise if there is state that does not fit its parameter."""
+        for parameter in self.parameters():
+            self.state(parameter)
+        for part in self.parts:
+            for key, kept in part.state.items():
+                if not isinstance(key, torch.Tensor) and self.tensors_of(kept):
+                    raise ShrinkError(
+                        f"{self.name}: state {key!r} holds tensors and belongs to no parameter; it cannot be shrunk"
+                    )
+
+    def drop(self, gone, undo):
+        """Take the parameters with these ids out, with their state."""
+        left = {}  # id(group) -> what is left in it; a wrapper shares its groups with what it wraps
+        for part in self.parts:
+            for index, group in enumerate(part.param_groups):
+                if any(id(p) in gone for p in group["params"]):
+                    left[id(group)] = group, [p for p in group["params"] if id(p) not in gone]
+                    if not left[id(group)][1]:
+                        note_emptied(part, index)
+            for p in [p for p in part.state if id(p) in gone]:
+                undo.callback(part.state.__setitem__, p, part.state.pop(p))
+        for group, params in left.values():
+            undo.callback(group.__setitem__, "params", group["params"])
+            group["params"] = params
+
+    def around_steps(self, before, after):
+        """Call ``before(self)`` and ``after(self)`` around each step, as long as whoever has these methods lives."""
+        before, after = weakly(before, self), weakly(after, self)
+        optimizer = self.optimizer
+        if getattr(type(optimizer).step, "hooked", False) and hasattr(optimizer, "_optimizer_step_pre_hooks"):
+            optimizer.register_step_pre_hook(before)
+            optimizer.register_step_post_hook(after)
+        else:  # a wrapper that never called Optimizer.__init__; learning-rate schedulers, too, put a method in its place
+            optimizer.step = types.MethodType(surrounded(optimizer.step, before, after), optimizer)
+
+    def after_loading(self, call):
+        for part in self.parts:
+            if hasattr(part, "_optimizer_load_state_dict_post_hooks"):
+                part.register_load_state_dict_post_hook(weakly(call, self))
+
+
+def attributes(thing):
+    return list(vars(thing).items()) if hasattr(thing, "__dict__") else []
+
+
+def parts_of(optimizer):
+    """The optimizer and those that it wraps, outermost first."""
+    found = [optimizer]
+    for part in found:
+        for _, value in attributes(part):
+            if isinstance(value, torch.optim.Optimizer) and all(value is not known for known in found):
+                found.append(value)
+    return found
+
+
+def surrounded(step, before, after):
+    def guarded(optimizer, *args, **kwargs):
+        before()
+        result = step(*args, **kwargs)
+        after()
+        return result
+
+    return guarded
+
+
+def weakly(method, followed):
+    """The optimizer does not keep the collector: one that is dropped does nothing more."""
+    weak = weakref.WeakMethod(method)
+
+    def call(*args):
+        method = weak()
+        if method is not None:
+            method(followed)
+
+    return call

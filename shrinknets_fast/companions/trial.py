@@ -1,0 +1,145 @@
+"""An optimizer is tried before it is needed: a twin of it steps on small tensors, with a dead feature and without.
+
+So the kinds of its state are known before it has any, and a step that uses statistics of whole tensors (a norm, a mean, a trust
+ratio) gives itself away: once the dead have left, the rest moves on differently.
+"""
+
+import warnings
+
+import torch
+
+from ..errors import ShrinkError
+from ..graph.draws import same_draws
+from ..ops.compact import compact_
+from .optimizers import parts_of
+from .state import Member, find_layouts, tensors_of
+from .twin import representatives, twin
+
+# Sizes of a trial's dimensions: no two alike, nor where each is one less. Some optimizers factor what has 128 rows and columns.
+SMALL, LARGE = (11, 9, 7, 5, 3), (139, 137, 7, 5, 3)
+FACTORED = 128
+STEPS = 4
+TOLERANCE = {torch.float64: 1e-7, torch.float32: 1e-3}  # of the largest movement
+COARSE = 0.1  # for other dtypes
+
+
+def try_out(followed):
+    """Fill ``followed.layouts``. Raises ShrinkError for state that no removal can follow; warns of what goes on differently."""
+    for part in followed.parts:
+        if not getattr(type(part).step, "hooked", False):  # a wrapper: what is inside is tried
+            continue
+        name = type(part).__name__
+        try:
+            layouts, drift = trial(part)
+        except ShrinkError as error:
+            raise ShrinkError(
+                f"optimizers holds {name}, which cannot be followed: {error}; use another optimizer"
+            ) from None
+        except Exception as error:
+            if part is not followed.parts[-1]:  # a wrapper with state of its own making: what is inside is tried
+                continue
+            why = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            words = f"{name} could not be tried ({why}): whether its state can be followed shows when features leave"
+            warnings.warn(words, stacklevel=4)
+            continue
+        for key, layout in layouts:
+            followed.layouts.setdefault(key, []).append(layout)
+        if drift:
+            words = f"{name} steps by statistics of whole tensors: after a removal the rest goes on differently"
+            warnings.warn(f"{words} (in a trial by {drift:.2g} of a step)", stacklevel=4)
+
+
+def trial(optimizer):
+    """([((dimensions, path), Layout)], the largest difference of a movement, as a share of it, or 0 if it is rounding's)."""
+    with same_draws(), torch.compiler.set_stance("force_eager"):
+        wide, narrow = Run(optimizer, whole=True), Run(optimizer, whole=False)
+        for run in (wide, narrow):
+            run.go()
+        layouts = []
+        for w, n in zip(wide.tensors, narrow.tensors, strict=True):
+            found = find_layouts((tuple(w.shape), wide.shapes(w)), (tuple(n.shape), narrow.shapes(n)))
+            layouts.append({(w.dim(), path): layout for path, layout in found.items()})
+        wide.shrink(layouts)
+        for run in (wide, narrow):
+            run.go()
+    drift = max((difference(*moves) for moves in zip(wide.moves, narrow.moves, strict=True)), default=0.0)
+    return [item for found in layouts for item in found.items()], drift
+
+
+def difference(first, second):
+    """Between the movements of one tensor."""
+    size = max(float(move.abs().max()) for move in second)
+    error = max(float((a - b).abs().max()) for a, b in zip(first, second, strict=True))
+    share = error / size if size else error
+    return 0.0 if share <= TOLERANCE.get(second[0].dtype, COARSE) else share
+
+
+def kept(size):
+    """Feature 1 is dead, along each dimension."""
+    return torch.tensor([k for k in range(size) if k != 1])
+
+
+def without_dead(tensor):
+    for dim, size in enumerate(tensor.shape):
+        tensor = tensor.index_select(dim, kept(size).to(tensor.device))
+    return tensor
+
+
+def sizes_for(parameter):
+    factored = parameter.dim() > 1 and min(parameter.shape[:2]) >= FACTORED
+    return (LARGE if factored else SMALL)[: parameter.dim()]
+
+
+class Run:
+    """A twin at work on one tensor for each group and kind of parameter. whole: with the dead feature."""
+
+    def __init__(self, optimizer, whole):
+        self.whole, self.tensors, self.sizes = whole, [], []
+        self.generator = torch.Generator().manual_seed(0)
+        groups = representatives(optimizer, lambda p: (sizes_for(p), p.dtype, p.device))
+        for group in groups:
+            self.sizes += (sizes := [sizes_for(p) for p in group["params"]])
+            drawn = [self.drawn(size, p) for size, p in zip(sizes, group["params"], strict=True)]
+            group["params"] = [tensor.requires_grad_() for tensor in drawn]
+            self.tensors += group["params"]
+        self.moves = [[] for _ in self.tensors]
+        self.optimizer = twin(optimizer, groups)
+        if hasattr(self.optimizer, "train"):  # schedule-free ones refuse to step before it
+            self.optimizer.train()
+
+    def drawn(self, sizes, like, dead=False):
+        value = torch.randn(sizes, generator=self.generator, dtype=torch.float64)
+        for dim in range(value.dim() if dead else 0):
+            value.select(dim, 1).zero_()
+        return (value if self.whole else without_dead(value)).to(like.device, like.dtype)
+
+    def go(self):
+        for _ in range(STEPS):
+            for p, sizes in zip(self.tensors, self.sizes, strict=True):
+                p.grad = self.drawn(sizes, p, dead=True)
+            before = [p.detach().clone() for p in self.tensors]
+            try:
+                self.optimizer.step()
+            except TypeError:  # it wants a closure
+                self.optimizer.step(lambda: torch.zeros(()))
+            for moves, p, b in zip(self.moves, self.tensors, before, strict=True):
+                moves.append(without_dead(p.detach() - b) if self.whole else p.detach() - b)
+
+    def state(self, parameter):
+        return {path: t for part in parts_of(self.optimizer) for path, t in tensors_of(part.state.get(parameter, {}))}
+
+    def shapes(self, parameter):
+        return {path: tuple(t.shape) for path, t in self.state(parameter).items()}
+
+    @torch.no_grad()
+    def shrink(self, layouts):
+        """What a collection does."""
+        for p, found in zip(self.tensors, layouts, strict=True):
+            for path, tensor in self.state(p).items():
+                member = Member.of(tensor, found[p.dim(), path].dims, p.shape)
+                compact_([(member.tensor, member.kept({d: kept(size) for d, size in enumerate(p.shape)}))])
+                member.put_in_row()
+        for p in self.tensors:
+            p.grad = None
+            compact_([(p, {dim: kept(size) for dim, size in enumerate(p.shape)})])
+        self.whole = False

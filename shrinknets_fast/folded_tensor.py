@@ -1,0 +1,152 @@
+"""A layer's weight or bias with the filter folded in, as a tensor that reads and writes like the plain layer's."""
+
+import torch
+from torch.utils import _pytree as pytree
+
+from .errors import ShrinkError
+
+__all__ = ["WAY_OUT", "FoldedTensor"]
+
+WAY_OUT = "fold_filters(model) gives plain layers; under shrinknets_fast.unfolded() it is the parameter"
+
+
+class FoldedTensor(torch.Tensor):
+    """``max(0, theta) * parameter``, computed when it was read. Differentiable (once).
+
+    Writing in place sets the parameter so that this product is what was written; a dead feature holds nothing but zeros. It is
+    no parameter: it has no ``grad`` and no hooks, and none can be made of it but by ``clone()``. Methods return plain tensors,
+    unless they lie in the same memory, so that what is written there arrives too, or have only moved elsewhere.
+    """
+
+    alias = None  # False: the value as it was read; True: another view of it; None: moved elsewhere
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        target = args[0] if args else next(iter(kwargs.values()), None)
+        kind = getattr(func, "__name__", "")
+        if kind in ("__get__", "__set__"):
+            kind = f"{func.__self__.__name__}.{kind}"
+        if kind == "is_leaf.__get__":
+            return False  # nor where no graph is kept: an optimizer would train a value that nobody reads
+        if kind in ("requires_grad_", "requires_grad.__set__"):
+            if target.alias is not False:
+                raise ShrinkError(target.source.advice("a parameter is made of it"))
+            target.source.parameter.requires_grad_(*args[1:], **kwargs)
+            return target
+        if kind in KEPT and isinstance(target, cls):
+            raise ShrinkError(target.source.advice(kind.partition(".")[0]))
+        source = next(t.source for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, cls))
+        written = [t for t in pytree.tree_leaves((target, kwargs.get("out"))) if isinstance(t, cls)]
+        args, kwargs = pytree.tree_map_only(cls, plain, (args, kwargs))
+        if kind == "__deepcopy__":
+            return args[0].detach().clone()
+        if writes(kind) or "out" in kwargs and written:
+            return write(func, kind, written, args, kwargs) or target
+        result = func(*args, **kwargs)
+        if hasattr(result, "setflags"):
+            result.setflags(write=False)  # numpy's array in the same memory
+        return pytree.tree_map_only(torch.Tensor, lambda t: source.passed_on(t, kind), result)
+
+
+class Source:
+    """Where a folded value came from."""
+
+    def __init__(self, layer, name, value):
+        self.layer, self.name, self.value = layer, name, value
+        self.versions = self.current_versions()
+
+    def tensor(self, value, alias):
+        folded = value.as_subclass(FoldedTensor)
+        folded.source, folded.alias = self, alias
+        return folded
+
+    @property
+    def parameter(self):
+        return self.layer._parameters.get(self.name)
+
+    def current_versions(self):
+        return [t._version for t in (self.parameter, self.layer.theta) if t is not None and not t.is_inference()]
+
+    def advice(self, what):
+        name = f"{type(self.layer).__name__}.{self.name}"
+        return f"{what}: {name} is no parameter, it is computed, with max(0, theta) in it; {WAY_OUT}"
+
+    def passed_on(self, result, kind):
+        if type(result) is not torch.Tensor or result.layout is not torch.strided:
+            return result
+        if 0 != address(result) == address(self.value):
+            return self.tensor(result, True)
+        return self.tensor(result, None) if kind in MOVES else result
+
+    def check(self):
+        if self.parameter is None:
+            raise ShrinkError(self.advice("it is written to, and has no parameter"))
+        if self.versions != self.current_versions():
+            raise ShrinkError(self.advice("it is written to, and was read before the parameter changed; read it again"))
+
+    @torch.no_grad()
+    def store(self, before):
+        """Give the parameter what was written to ``value``, which held ``before``."""
+        value, parameter, theta = self.value.detach(), self.parameter, self.layer.theta
+        scale = theta.clamp(min=0).to(value.dtype).reshape(-1, *[1] * (value.dim() - 1))
+        changed = ~((value == before) | (value.isnan() & before.isnan()))
+        needed = value / scale
+        lost = changed & value.isfinite() & ~needed.isfinite()
+        if bool(lost.any()):
+            feature = int(lost.reshape(len(lost), -1).any(1).nonzero()[0])
+            value.copy_(before)
+            name = f"{type(self.layer).__name__}.{self.name}"
+            state = f"has theta {float(theta[feature])}, so it holds zeros"
+            raise ShrinkError(f"{name}: feature {feature} is written to, but {state}")
+        parameter.copy_(torch.where(changed, needed, parameter))
+        self.versions = self.current_versions()
+
+
+def write(func, kind, written, args, kwargs):
+    """Do it to the plain values, then to the parameters."""
+    sources = {id(t.source): t.source for t in written if t.alias is not None}
+    for source in sources.values():
+        source.check()
+    own = kind != "data.__set__" and getattr(func, "__module__", None) != "torch.nn.init"  # these keep no graph
+    if own and torch.is_grad_enabled() and any(plain(t).requires_grad for t in written):
+        raise RuntimeError(
+            "a filtered layer's weight that requires grad is used in an in-place operation; torch.no_grad()?"
+        )
+    before = {key: source.value.detach().clone() for key, source in sources.items()}
+    if kind == "data.__set__":
+        args[0].detach().copy_(args[1])
+        result = None
+    else:
+        result = func(*args, **kwargs)
+    for key, source in sources.items():
+        source.store(before[key])
+    return None if isinstance(result, torch.Tensor) else result
+
+
+def plain(folded):
+    with torch._C.DisableTorchFunctionSubclass():
+        return folded.as_subclass(torch.Tensor)
+
+
+def address(tensor):
+    return tensor.untyped_storage().data_ptr()
+
+
+def writes(kind):
+    """Whether a function of this name changes its first argument."""
+    if kind.startswith("__"):
+        return kind == "__setitem__" or kind.startswith("__i") and kind not in READS
+    return kind.endswith("_") and not kind.endswith(".__get__")
+
+
+READS = {"__int__", "__index__", "__invert__"}
+KEPT = {
+    "__hash__",
+    "grad.__get__",
+    "grad.__set__",
+    "register_hook",
+    "register_post_accumulate_grad_hook",
+    "retain_grad",
+}
+MOVES = {"to", "cpu", "cuda", "float", "double", "half", "bfloat16", "type", "type_as"}
