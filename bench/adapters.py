@@ -2,9 +2,6 @@
 
 import copy
 import importlib
-import inspect
-
-from shrinknets_fast import GarbageCollector
 
 
 def optional(name):
@@ -48,12 +45,10 @@ def why_no_compact():
 
 def planned(collector):
     """A call that carries out what ``collector`` plans now, the planning itself done."""
-    dead = collector._watch.masks()
-    plan = collector._plan(dead, collector._generator)
-    return lambda: collector._carry_out(plan, dead)
+    plan = collector.plan()
+    return lambda: optional("work").prepare(collector._reading, collector._companions, lambda: plan).commit()
 
 
 def why_no_apply():
     """Why :func:`planned` cannot be called (another commit's collector, say), or an empty string."""
-    parts = inspect.signature(getattr(GarbageCollector, "_carry_out", lambda: None)).parameters
-    return "" if "dead" in parts else "this collector cannot be asked to apply alone"
+    return "" if hasattr(optional("work"), "prepare") else "this collector cannot be asked to apply alone"

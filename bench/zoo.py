@@ -107,10 +107,11 @@ def weight_count(model):
 
 def kept(gc):
     """{short reason: features} of what could not leave even if every filter were dead."""
-    everything = {key: torch.ones_like(mask) for key, mask in gc._watch.masks().items()}
-    verdict = judge(gc._network, everything, idle_too=False)
+    reading = gc._reading
+    everything = {key: torch.ones_like(mask) for key, mask in reading.watch.masks().items()}
+    verdict = judge(reading.network, everything, idle_too=False)
     reasons = Counter()
-    for hub in gc._hubs:
+    for hub in reading.hubs:
         for index in verdict.blame[hub.ids[~verdict.removable[hub.ids]]].tolist():
             reason = verdict.reasons[index] if index >= 0 else "nothing reads it"
             reasons[re.sub(r"[\w.]+ \((\w+)\)", r"\1", reason)] += 1

@@ -4,11 +4,10 @@ from contextlib import ExitStack
 
 import torch
 
+from .depth.closing import branches_that_left
 from .errors import ShrinkError
 from .filters import leave_fast_paths
 from .graph.modules import Sizes, make_persistent
-from .nn import Gated
-from .vanish import put_stand_in
 
 __all__ = ["load_state_dict"]
 
@@ -41,7 +40,7 @@ def load_state_dict(model, state_dict):
     for name in left_out:
         make_persistent(model, name)
     for gated in left.values():
-        put_stand_in(gated, ExitStack())  # all checks have passed: nothing to undo
+        gated.put_stand_in(ExitStack())  # all checks have passed: nothing to undo
     sizes = Sizes(model)
     for tensor, shape in resized:
         tensor.set_(torch.empty(shape, dtype=tensor.dtype, device=tensor.device))
@@ -49,15 +48,3 @@ def load_state_dict(model, state_dict):
     sizes.sync(model)
     leave_fast_paths(model)
     return model.load_state_dict(state_dict)
-
-
-def branches_that_left(model, own, state_dict):
-    """{prefix of its tensors' names: Gated} of the branches of which the checkpoint has nothing but the closed gate."""
-    found = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, Gated) and not module.vanished:
-            gate, prefix = state_dict.get(f"{name}.1.theta"), f"{name}.0."
-            had, has = (any(key.startswith(prefix) for key in keys) for keys in (own, state_dict))
-            if gate is not None and not bool((gate > 0).any()) and had and not has:
-                found[prefix] = module
-    return found

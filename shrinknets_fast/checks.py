@@ -1,8 +1,11 @@
 """What the collector checks of its options, and of a model before it touches it."""
 
+import warnings
+
 import torch
 
 from .errors import ShrinkError
+from .filters import named_filters
 
 
 def check_gradients(parameters):
@@ -29,6 +32,24 @@ def check_storages(model, planned):
             raise ShrinkError(
                 f"{t.name} shares its memory with {sharing[0]}; only a parameter used as itself can shrink"
             )
+
+
+def warn_of_untrained(model, optimizers):
+    """What no optimizer has does not move: thetas cannot die, and weights left out beside their theta were hardly meant to be."""
+    if not optimizers:
+        return
+    held = {id(p) for optimizer in optimizers for p in optimizer.parameters()}
+    for name, module in named_filters(model).items():
+        own = {kind: p for kind, p in module.named_parameters(recurse=False) if p.requires_grad}
+        missing = [kind for kind, p in own.items() if id(p) not in held]
+        if "theta" in missing:
+            why = "nothing there can die; make the optimizer after add_filters"
+        elif missing and "theta" in own:
+            why = f"it will not be trained; take it from parameters(), {type(module).__name__}.{missing[0]} is computed"
+        else:
+            continue
+        warnings.warn(f"{name}.{missing[0]} is in none of the optimizers: {why}", stacklevel=4)
+        return
 
 
 def default_align(model):

@@ -3,14 +3,18 @@
 import torch
 from torch import nn
 
-from .collector import GarbageCollector, example_of
+from .collector import GarbageCollector
+from .depth.gated import Gated, nothing
 from .errors import ShrinkError
 from .filters import named_filters
+from .graph.constants import Constants, forgiven, move_into_biases
 from .graph.modules import copied
+from .graph.reading import example_of
 from .memory import trim
-from .nn import Filter, Gated
+from .nn import Filter
 from .ops.fold import fold
 from .placement import replace
+from .work import prepare
 
 __all__ = ["fold_filters"]
 
@@ -27,13 +31,6 @@ class _Scale(nn.Module):
         if self.scale.numel() == 1:
             return input * self.scale
         return (input.transpose(self.dim, -1) * self.scale).transpose(self.dim, -1)
-
-
-class _Nothing(nn.Module):
-    """What is left of a closed branch: zeros of its input's shape."""
-
-    def forward(self, input):
-        return torch.zeros_like(input)
 
 
 @torch.no_grad()
@@ -58,10 +55,10 @@ def fold_filters(model, example_inputs=None, *, example_kwargs=None):
         args, kwargs = known_inputs(model, example_inputs, example_kwargs)
         gc = GarbageCollector(plain, args, example_kwargs=kwargs, align=1)
         gc.collect()
-        gc.collect_constants()
+        collect_constants(gc._reading, gc._companions)
     for module in [m for m in plain.modules() if isinstance(m, Gated)]:
         closed = not bool(module.gate.alive.any())
-        left = torch.fx.symbolic_trace(_Nothing()) if closed else nn.Sequential(module[0], module.gate)
+        left = nothing() if closed else nn.Sequential(module[0], module.gate)
         replace(plain, module, left.train(module.training))
     for module in named_filters(plain).values():
         new = folded(module)
@@ -73,6 +70,18 @@ def fold_filters(model, example_inputs=None, *, example_kwargs=None):
         p.grad = None
     trim([*plain.parameters(), *plain.buffers()], waste=0)
     return plain
+
+
+def collect_constants(reading, companions):
+    """Also remove dead features that are a constant where they are read, such as sigmoid(0).
+
+    The biases that exist take the constants over, where that is exact (not across zero padding).
+    """
+    constants = Constants(reading.network, dead := reading.watch.masks())
+    may = forgiven(reading.model, reading.network, constants)
+    work = prepare(reading, companions, lambda: reading.plan(dead, forgiven=may))
+    move_into_biases(reading.model, reading.network, constants, work.plan.gone)
+    work.commit()
 
 
 def known_inputs(model, example_inputs, example_kwargs):

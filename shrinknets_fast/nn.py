@@ -19,7 +19,6 @@ __all__ = [
     "FilteredConv2d",
     "FilteredConv3d",
     "FilteredLinear",
-    "Gated",
 ]
 
 
@@ -242,22 +241,3 @@ class FilteredBatchNorm2d(_FilteredBatchNorm, nn.BatchNorm2d):
 class FilteredBatchNorm3d(_FilteredBatchNorm, nn.BatchNorm3d):
     __doc__ = _FilteredBatchNorm.__doc__
     plain = nn.BatchNorm3d
-
-
-class Gated(nn.Sequential):
-    """(branch, gate): the branch of a residual sum and the one theta that closes it.
-
-    Once the gate is dead a collection puts ``nn.Identity`` in the branch's place: the gate's zeros are all that is left of it.
-    """
-
-    def __init__(self, branch, gate):
-        super().__init__(branch, gate)
-        self.train(branch.training)
-
-    @property
-    def gate(self):
-        return self[1]
-
-    @property
-    def vanished(self):
-        return isinstance(self[0], nn.Identity)

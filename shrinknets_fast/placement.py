@@ -3,11 +3,12 @@
 import torch
 from torch import nn
 
+from .depth.branches import find_branches
+from .depth.gated import Gated
 from .errors import ShrinkError
 from .filters import leave_fast_paths, named_filters
-from .graph.branches import find_branches
-from .graph.build import build
 from .graph.places import candidates, find_places
+from .graph.reading import read
 from .graph.trace import checked_inputs
 from .nn import (
     Filter,
@@ -18,7 +19,6 @@ from .nn import (
     FilteredConv2d,
     FilteredConv3d,
     FilteredLinear,
-    Gated,
     checked_init,
 )
 
@@ -60,7 +60,7 @@ def add_filters(model, example_inputs, *, example_kwargs=None, exclude=(), init=
         if name not in modules:
             raise ShrinkError(f"add_filters: exclude names {name!r}, which is no module of {type(model).__name__}")
     args, kwargs = checked_inputs(model, example_inputs, example_kwargs)
-    network, _, _ = build(model, args, kwargs, {})
+    network, _, _ = read(model, args, kwargs, {})
     allowed = {n: m for n, m in modules.items() if not any(n == e or n.startswith(f"{e}.") for e in exclude)}
     holders = {name: module for name, module in allowed.items() if can_hold(module)}
     found = list(candidates(network, holders, feature_dim))

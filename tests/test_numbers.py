@@ -104,12 +104,12 @@ class FitsLater(nn.Module):
         return self.third(y + x if y.shape == x.shape else y)
 
 
-def test_a_decision_on_shapes_is_refused_with_its_line():
+def test_a_hub_at_which_a_decision_on_shapes_would_change_stays_with_its_line():
     model, x = FitsLater().double(), torch.randn(5, 6, dtype=torch.float64)
     gc = sn.GarbageCollector(model, x)
     with torch.no_grad():
         model.second.theta[:4] = 0
-    with pytest.raises(sn.ShrinkError, match=r"add is called where it was not.*y \+ x if y\.shape == x\.shape"):
+    with pytest.warns(UserWarning, match=r"add is called where it was not.*y \+ x if y\.shape == x\.shape"):
         gc.collect()
     assert model.second.out_features == 12
 

@@ -71,7 +71,7 @@ def test_the_stage_and_what_is_collected_on_it(make, shape, stage):
     kill(model)
     before = model(x)
     assert gc.collect().removed
-    assert type(gc._rehearsal.stage) is stage
+    assert type(gc._reading.rehearsal.stage) is stage
     torch.testing.assert_close(model(x), before)
 
 
@@ -79,9 +79,9 @@ def test_a_forward_that_asks_for_the_device_is_tried_on_that_device():
     model = ByDevice()
     gc = sn.GarbageCollector(model, torch.randn(2, 1, 12, 12))
     kill(model)
-    with pytest.raises(sn.ShrinkError, match=r"ByDevice cannot run at conv=5.*view\(-1, 800\)"):
+    with pytest.warns(UserWarning, match=r"ByDevice cannot run at conv=5.*view\(-1, 800\)"):
         gc.collect()
-    assert type(gc._rehearsal.stage) is Fake and model.conv.out_channels == 8
+    assert type(gc._reading.rehearsal.stage) is Fake and model.conv.out_channels == 8
 
 
 def test_a_trial_takes_no_random_numbers():

@@ -1,24 +1,25 @@
 """Copies of the model that shrink with it, such as an exponential moving average of its weights."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 import torch
 from torch import nn
 
 from ..errors import ShrinkError
 from ..graph.trace import lookup
-from ..nn import Gated
-from ..vanish import put_stand_in
 
 
-class Following:
+class Copies:
     """``follow``: modules with the model's names (or wrappers with one as ``.module``), dicts of tensors by those names, or
     lists of tensors in the order of ``model.parameters()``.
 
     Dicts and lists are the user's own, looked into at each use, because an update may put new tensors there.
     """
 
-    def __init__(self, model, follow):
+    def __init__(self, model: nn.Module, follow) -> None:
         given = [follow] if isinstance(follow, (nn.Module, dict)) else as_sequence(follow)
         if given and all(isinstance(item, torch.Tensor) for item in given):
             given = [given]
@@ -27,17 +28,17 @@ class Following:
         self._places = {id(p): i for i, p in enumerate(model.parameters())}
         self.modules = [as_twin(model, item) for item in given if isinstance(item, nn.Module)]
         self._dicts = [checked_dict(model, item) for item in given if isinstance(item, dict)]
-        self._lists = [as_sequence(item) for item in given if not isinstance(item, (nn.Module, dict))]
+        self.lists = [as_sequence(item) for item in given if not isinstance(item, (nn.Module, dict))]
         for name, parameter in model.named_parameters():
             self.tensors(name, parameter)  # what does not fit is an error now, not when something dies
 
-    def tensors(self, name, tensor):
+    def tensors(self, name: str, tensor: torch.Tensor) -> list[torch.Tensor]:
         """The copies of the model's ``tensor``, under whichever of its names; one that does not fit is an error."""
         names = self._names.get(id(tensor), [name])
         found = [lookup(module, n) for module in self.modules for n in names]
         found += [copies.get(n) for copies in self._dicts for n in names]
         if id(tensor) in self._places:
-            found += [self._in_list(copies, self._places[id(tensor)]) for copies in self._lists]
+            found += [self._in_list(copies, self._places[id(tensor)]) for copies in self.lists]
         once = {id(copy): copy for copy in found if copy is not None and copy is not tensor}
         for copy in once.values():
             if id(copy) in self._names:
@@ -47,23 +48,8 @@ class Following:
             check_copy(name, tensor, copy)
         return list(once.values())
 
-    def sync(self, sizes):
-        for module in self.modules:
-            sizes.sync(module)
-
-    def can_close(self, name):
-        """Whether the branch of the ``Gated`` of this name can leave every copy; of a list, the user counts the entries."""
-        return not self._lists and all(isinstance(gated_of(module, name), Gated) for module in self.modules)
-
-    @torch.no_grad()
-    def close(self, branches, undo):
-        """Do what was done to the model: these branches have left it. branches: {name: Gated}"""
-        for name, gated in branches.items():
-            for copy in self.tensors(f"{name}.1.theta", gated.gate.theta):
-                if bool((copy > 0).any()):  # only where copies are not waited for
-                    shut(name, copy, undo)
-            for module in self.modules:
-                put_stand_in(gated_of(module, name), undo)
+    def renamed(self, undo: ExitStack) -> None:
+        """The model has lost tensors, or names of them: so do the dicts."""
         undo.callback(setattr, self, "_names", self._names)
         before, self._names = self._names, names_of(self._model)
         for copies in self._dicts:
@@ -109,29 +95,13 @@ def check_copy(name, tensor, copy):
         raise ShrinkError(f"follow: {name} is the parameter's own memory there, expected a copy")
 
 
-def names_of(model):
+def names_of(model: nn.Module) -> dict[int, list[str]]:
     """{id(tensor): all its names}: a tied parameter has several."""
-    names = {}
+    names: dict[int, list[str]] = {}
     named = (model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False))
     for name, tensor in (pair for pairs in named for pair in pairs):
         names.setdefault(id(tensor), []).append(name)
     return names
-
-
-def gated_of(module, name):
-    try:
-        return module.get_submodule(name)
-    except AttributeError:
-        return None
-
-
-def shut(name, gate, undo):
-    if gate.is_inference():
-        raise ShrinkError(
-            f"{name}.1.theta: a copy of it was made under torch.inference_mode, where nothing can be changed"
-        )
-    undo.callback(gate.detach().copy_, gate.clone())
-    gate.clamp_(max=0)
 
 
 def rename(copies, before, after):

@@ -39,6 +39,10 @@ class Member(NamedTuple):
             return keep  # itself, so that what shrinks alike is looked at once
         return {d: keep[dim] for d, dim in enumerate(self.dims) if dim in keep}
 
+    @property
+    def owner(self):
+        return self.tensor if self.row is None else self.row
+
     def put_in_row(self):
         """Once it has shrunk."""
         if self.row is not None:

@@ -115,6 +115,7 @@ class Rehearsal:
             self.numbers, self.noted_on = self.seen, self.stage
         else:
             self.stage = self.fake
+        self.seen = {}  # what a later trial notes, up to where it fails, is not what is expected of the next
 
     def output_shapes(self, model, resized=None):
         """{mode: output shapes} of a copy of ``model`` whose tensors have the shapes ``resized`` ({id: shape})."""

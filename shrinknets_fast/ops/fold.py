@@ -87,6 +87,19 @@ def fold(weight, bias, theta, dtype=None):
     return weight, None if bias is None else folded_bias
 
 
+def rows_times(x, weight, bias):
+    """``F.linear``, but no view of a product's matrix: what a Function returns as a view cannot be changed in place."""
+    if x.dim() == 2:
+        return F.linear(x, weight, bias)
+    out = x.new_empty(*x.shape[:-1], weight.shape[0])
+    rows, matrix = x.reshape(x.shape[:-1].numel(), x.shape[-1]), out.view(x.shape[:-1].numel(), weight.shape[0])
+    if bias is None:
+        torch.mm(rows, weight.t(), out=matrix)
+    else:
+        torch.addmm(bias, rows, weight.t(), out=matrix)
+    return out
+
+
 class FoldedLinear(torch.autograd.Function):
     """fold and ``F.linear`` as one node. The folded weight stays in memory while fold's gradients are made: for small ones."""
 
@@ -94,7 +107,7 @@ class FoldedLinear(torch.autograd.Function):
     def forward(ctx, x, weight, bias, theta):
         folded, folded_bias = _fold(weight, bias, theta)
         ctx.save_for_backward(x if any(ctx.needs_input_grad[1:]) else None, folded, weight, bias, theta)
-        return F.linear(x, folded, None if bias is None else folded_bias)
+        return rows_times(x, folded, None if bias is None else folded_bias)
 
     @staticmethod
     @once

@@ -1,0 +1,88 @@
+"""A residual branch whose gate is dead leaves the network and its copies, and its parameters leave the optimizers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+
+import torch
+from torch import nn
+
+from ..errors import ShrinkError
+from .gated import Gated, gated_at, gated_in
+
+
+def closed_branches(model: nn.Module, dead: dict[int, torch.Tensor]) -> dict[str, Gated]:
+    """{name: Gated} of those whose gate is dead and whose branch is still there. dead: {id(theta): mask of its features}."""
+    return {name: m for name, m in gated_in(model).items() if bool(dead[id(m.gate.theta)].all())}
+
+
+@torch.no_grad()
+def take_out(model, branches: dict[str, Gated], companions, still_runs: Callable[[], bool], undo: ExitStack):
+    """Take the branches out and return the names of those that went; ``undo`` learns how to put them back.
+
+    ``still_runs()`` tells whether the model still does, or raises what the model raises; where it does not, because a branch
+    changes the shape of its input, that branch stays as it was.
+    """
+    before = {id(p) for p in model.parameters()}
+    gone = {}
+    for name, gated in branches.items():
+        branch = gated[0]
+        gated.put_stand_in(undo)
+        if runs(still_runs):
+            gone[name] = gated
+        else:
+            gated[0] = branch
+    left = {id(p) for p in model.parameters()}
+    for optimizer in companions.optimizers:
+        optimizer.drop(before - left, undo)
+    if gone:
+        close_copies(companions.copies, gone, undo)
+    return tuple(gone)
+
+
+def runs(still_runs):
+    try:
+        return still_runs()
+    except Exception:
+        return False
+
+
+def can_close_copies(copies, name: str) -> bool:
+    """Whether the branch of this name can leave every copy; of a list, the user counts the entries."""
+    return not copies.lists and all(gated_at(module, name) is not None for module in copies.modules)
+
+
+def close_copies(copies, branches: dict[str, Gated], undo: ExitStack) -> None:
+    """Do to the copies what was done to the model."""
+    for name, gated in branches.items():
+        for copy in copies.tensors(f"{name}.1.theta", gated.gate.theta):
+            if bool((copy > 0).any()):  # only where copies are not waited for
+                shut(name, copy, undo)
+        for module in copies.modules:
+            gated_at(module, name).put_stand_in(undo)
+    copies.renamed(undo)
+
+
+def shut(name: str, gate: torch.Tensor, undo: ExitStack) -> None:
+    if gate.is_inference():
+        raise ShrinkError(
+            f"{name}.1.theta: a copy of it was made under torch.inference_mode, where nothing can be changed"
+        )
+    undo.callback(gate.detach().copy_, gate.clone())
+    gate.clamp_(max=0)
+
+
+def branches_that_left(model: nn.Module, had: Iterable[str], state_dict) -> dict[str, Gated]:
+    """{prefix of its tensors' names: Gated} of the branches of which a checkpoint has nothing but the closed gate.
+
+    had: the names of the model's own tensors.
+    """
+    had, found = list(had), {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, Gated) and not module.vanished:
+            gate, prefix = state_dict.get(f"{name}.1.theta"), f"{name}.0."
+            was, is_there = (any(key.startswith(prefix) for key in keys) for keys in (had, state_dict))
+            if gate is not None and not bool((gate > 0).any()) and was and not is_there:
+                found[prefix] = module
+    return found

@@ -1,0 +1,159 @@
+"""What is read from a model once: its features in hubs, its filters, and a stage on which its forward can be tried."""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+
+import torch
+from torch.utils import _pytree as pytree
+
+from ..checks import check_gradients
+from ..errors import ShrinkError
+from ..filters import leave_fast_paths, named_filters
+from ..watch import Watch
+from .hub import Hub, find_hubs
+from .network import Network
+from .plan import Plan, make_plan, tensor_plans
+from .rehearse import Rehearsal
+from .trace import lookup, trace
+from .verdict import judge
+
+_examples = weakref.WeakKeyDictionary()  # model -> (args, kwargs) as fake tensors
+
+
+def example_of(model):
+    """Example inputs (args, kwargs) of zeros, as the last collector for ``model`` was given them, or None."""
+    example = _examples.get(model)
+    return pytree.tree_map_only(torch.Tensor, lambda t: torch.zeros(t.shape, dtype=t.dtype, device=t.device), example)
+
+
+class Reading:
+    """``network``: every op and its features; ``hubs``: the features that leave together; ``filters``: {id(theta): (name,
+    theta)}; ``watch``: what is dead; ``rehearsal``: trials of the forward at other widths.
+
+    A model whose modules change is read anew. copies(name, theta): thetas that must be dead too.
+    """
+
+    def __init__(self, model, args, kwargs, copies=lambda name, theta: ()) -> None:
+        leave_fast_paths(model)
+        self.model = model
+        self.filters = {id(m.theta): (name, m.theta) for name, m in reversed(named_filters(model).items())}
+        self._holders = [(m, m.theta) for m in named_filters(model).values()]
+        self.watch = Watch(self.filters, copies)
+        names = {key: name for key, (name, _) in self.filters.items()}
+        self.network, self.hubs, self.rehearsal = read(model, args, kwargs, names)
+        self.rehearsal.set_stage(model)  # now, or the first collection would have to
+        _examples[model] = self.rehearsal.inputs
+
+    @property
+    def thetas(self) -> list[torch.Tensor]:
+        return [theta for _, theta in self.filters.values()]
+
+    def plan(self, dead, **options) -> Plan:
+        """What leaves of the features in ``dead``, {id(theta): mask}; options: see :func:`make_plan`."""
+        return make_plan(self.network, self.hubs, dead, **options)
+
+    def check_filters(self) -> None:
+        """The thetas that are watched are those that the model computes with. Quick, for each step."""
+        for module, theta in self._holders:
+            if module._parameters.get("theta") is not theta:
+                name = self.filters[id(theta)][0]
+                raise ShrinkError(f"{name}.theta was replaced since the model was traced; make a new GarbageCollector")
+
+    def check(self) -> None:
+        """The model is the one that was traced, with the sizes that it was left with."""
+        self.check_filters()
+        for bound in self.network.bound.values():
+            for name in bound.names:
+                if lookup(self.model, name) is not bound.tensor:
+                    raise ShrinkError(f"{name} was replaced since the model was traced; make a new GarbageCollector")
+            if tuple(bound.tensor.shape) != bound.shape:
+                found, expected = tuple(bound.tensor.shape), bound.shape
+                raise ShrinkError(
+                    f"{bound.names[0]} has shape {found}, expected {expected}; make a new GarbageCollector"
+                )
+        check_gradients(self.model.parameters())
+
+    def rehearse(self, plan: Plan) -> None:
+        """Raise if the model cannot run at the planned widths, or does something else there."""
+        self.rehearsal.run(self.model, plan.tensors, plan.widths)
+
+    def keep_what_breaks(self, plan: Plan, error: ShrinkError) -> None:
+        """After a rehearsal that failed: the hubs at whose removal the forward breaks stay from now on, with a warning each."""
+        shrinking = [hub for hub, planned in zip(self.hubs, plan.hubs, strict=True) if planned.removed]
+        leaving = [(hub, hub.ids[plan.gone[hub.ids]]) for hub in shrinking]
+        found = [(hub, why) for hub, ids in leaving if (why := self._failure(ids, hub)) is not None]
+        if not found:  # only one beside the other breaks it
+            together = torch.empty(0, dtype=torch.int64)
+            for hub, ids in leaving:
+                why = self._failure(torch.cat([together, ids]), hub)
+                if why is None:
+                    together = torch.cat([together, ids])
+                else:
+                    found.append((hub, why))
+        if not found:
+            raise error
+        for hub, why in found:
+            self.network.features.pin(self.network.features.axis(hub.ids), why)
+            warnings.warn(f"{hub.name} keeps its {len(hub)} features: {why}", stacklevel=4)
+
+    def _failure(self, ids: torch.Tensor, hub: Hub) -> str | None:
+        left = len(hub) - int(torch.isin(hub.ids, ids).sum())
+        return failure(self.model, self.network, self.rehearsal, ids, f"{hub.name}={left}")
+
+    def shrink(self, plan: Plan) -> None:
+        """The tensors have shrunk: so do the features, the hubs and the modules' attributes."""
+        self.network.features.remove(plan.gone, plan.fills)
+        for bound in self.network.bound.values():
+            bound.shape = tuple(bound.tensor.shape)
+        for hub, planned in zip(self.hubs, plan.hubs, strict=True):
+            hub.ids = hub.ids[planned.kept]
+        self.rehearsal.sizes.sync(self.model)
+
+
+def read(model, args, kwargs, theta_names):
+    """(network, hubs, rehearsal) with every doubt about the user's code resolved by a trial.
+
+    theta_names: {id(theta): the filter's dotted name}.
+    """
+    network = Network(trace(model, args, kwargs))
+    hubs = find_hubs(network, theta_names)
+    rehearsal = Rehearsal(model, args, kwargs)
+    tried = {}  # feature -> why the model does not survive its removal, or None
+    free = could_leave(network, theta_names)
+    for axis, _ in network.features.doubts:
+        for hub in hubs:
+            ids = hub.ids[torch.isin(hub.ids, axis.ids) & free[hub.ids]]
+            if len(ids) < 2:
+                continue
+            first = int(ids[0])
+            if first not in tried:
+                tried[first] = failure(model, network, rehearsal, ids[:1], "one feature less")
+            if tried[first] is not None:
+                network.features.pin(network.features.axis(ids), tried[first])
+    return network, hubs, rehearsal
+
+
+def could_leave(network, theta_names):
+    """Mask over features: those worth a trial. Without filters, as when some are to be added, all that nothing pins."""
+    everything = {
+        key: torch.ones(b.tensor.numel(), dtype=torch.bool) for key, b in network.bound.items() if key in theta_names
+    }
+    if everything:
+        return judge(network, everything).removable
+    free = torch.ones(network.features.count, dtype=torch.bool)
+    for axis, _ in network.features.pins:
+        free[axis.ids] = False
+    return free
+
+
+def failure(model, network, rehearsal, ids, at):
+    """The error if a fake copy without these features does not run, or does not do the same; else None."""
+    gone = torch.zeros(network.features.count, dtype=torch.bool)
+    gone[ids] = True
+    try:
+        rehearsal.try_once(model, tensor_plans(network, gone), at)
+    except ShrinkError as error:
+        return str(error)
+    return None

@@ -1,0 +1,95 @@
+"""A plan carried out: everything that moves is found and checked first, then moved. Objects keep their identity."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import torch
+
+from .checks import check_storages
+from .companions import Companions
+from .errors import ShrinkError
+from .graph.order import moved_bytes
+from .graph.plan import Plan
+from .graph.reading import Reading
+from .interrupts import uninterrupted
+from .ops.compact import compact_, is_dense
+
+
+def prepare(reading: Reading, companions: Companions, make: Callable[[], Plan]) -> Work:
+    """The :class:`Work` of the plan that ``make()`` gives, of which the model has been shown to survive it.
+
+    Hubs at whose removal its forward breaks stay from now on. Raises ShrinkError, with nothing changed, for what cannot follow.
+    """
+    reading.check()
+    plan = make()
+    while plan:
+        try:
+            reading.rehearse(plan)
+        except ShrinkError as error:
+            reading.keep_what_breaks(plan, error)
+            plan = make()
+        else:
+            break
+    return Work(reading, companions, plan)
+
+
+class Work:
+    """Making it may be refused; :meth:`commit` cannot."""
+
+    def __init__(self, reading: Reading, companions: Companions, plan: Plan) -> None:
+        check_storages(reading.model, plan.tensors)
+        self.plan, self._reading, self._companions = plan, reading, companions
+        self._members, entries = [], {}  # id(tensor) -> (name of the parameter, tensor, keep)
+        for t in plan.tensors:
+            for member in companions.members(t.name, t.tensor):
+                key = id(member.tensor)
+                if entries.get(key, (t.name,))[0] != t.name:
+                    raise ShrinkError(f"follow: {entries[key][0]} and {t.name} are one tensor there, expected one each")
+                entries[key] = (t.name, member.tensor, member.kept(t.keep))
+                self._members.append(member)
+        apart, self._again = without_aliases(entries.values())
+        check_apart(apart)
+        self._moves = [(tensor, keep) for _, tensor, keep in apart]
+
+    @torch.no_grad()
+    def commit(self) -> tuple[int, int]:
+        """Compact everything in place. Returns (bytes written, bytes no longer used)."""
+        if not self.plan:
+            return 0, 0
+        known: dict = {}
+        with uninterrupted():
+            used = sum(tensor.nbytes for tensor, _ in self._moves)
+            moved = sum(moved_bytes(tensor, keep, known) for tensor, keep in self._moves)
+            compact_(self._moves)
+            for alias, first in self._again:
+                alias.set_(first)
+            for member in self._members:
+                member.put_in_row()
+            self._reading.shrink(self.plan)
+            for module in self._companions.copies.modules:
+                self._reading.rehearsal.sizes.sync(module)
+        return moved, used - sum(tensor.nbytes for tensor, _ in self._moves)
+
+
+def without_aliases(entries):
+    """Of (name, tensor, keep): those to move, and (alias, tensor) where a copy is followed twice, as in a state_dict too."""
+    first, again = {}, []
+    for name, tensor, keep in entries:
+        place = tensor.data_ptr() or id(tensor)
+        key = (name, tensor.device, tensor.dtype, place, tensor.shape, tensor.stride())
+        if key in first:
+            again.append((tensor, first[key][1]))
+        else:
+            first[key] = (name, tensor, keep)
+    return list(first.values()), again
+
+
+def check_apart(entries):
+    """Tensors that lie over each other would be moved twice; those with gaps are moved to memory of their own."""
+    dense = [(name, t) for name, t, _ in entries if t.data_ptr() and is_dense(t)]
+    dense.sort(key=lambda entry: (str(entry[1].device), entry[1].data_ptr()))
+    for (low, below), (high, above) in itertools.pairwise(dense):
+        if below.device == above.device and below.data_ptr() + below.nbytes > above.data_ptr():
+            raise ShrinkError(f"{low} and {high} share memory, in a copy or a gradient; expected tensors of their own")
