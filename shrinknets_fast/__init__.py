@@ -6,11 +6,13 @@ from . import (
 )
 from .checkpoint import load_state_dict
 from .collector import Collection, GarbageCollector
+from .coverage import Coverage, coverage
 from .errors import ShrinkError
 from .filters import features, param_groups, penalty
 from .folded import unfolded
 from .folding import fold_filters
 from .graph.rules.registry import register_rule
+from .marking import mark_dead
 from .nn import (
     Filter,
     FilteredBatchNorm1d,
@@ -26,6 +28,7 @@ from .proximal import ProximalL1
 
 __all__ = [
     "Collection",
+    "Coverage",
     "Filter",
     "FilteredBatchNorm1d",
     "FilteredBatchNorm2d",
@@ -38,10 +41,12 @@ __all__ = [
     "ProximalL1",
     "ShrinkError",
     "add_filters",
+    "coverage",
     "features",
     "fold_filters",
     "functional",
     "load_state_dict",
+    "mark_dead",
     "param_groups",
     "penalty",
     "register_rule",

@@ -5,7 +5,7 @@ import warnings
 import torch
 
 from .errors import ShrinkError
-from .filters import named_filters
+from .filters import HOW, named_filters
 
 
 def check_gradients(parameters):
@@ -34,8 +34,10 @@ def check_storages(model, planned):
             )
 
 
-def warn_of_untrained(model, optimizers):
+def warn_of_no_effect(model, optimizers):
     """What no optimizer has does not move: thetas cannot die, and weights left out beside their theta were hardly meant to be."""
+    if not named_filters(model):
+        warnings.warn(f"{type(model).__name__} has no filters, so nothing can die; {HOW}", stacklevel=4)
     if not optimizers:
         return
     held = {id(p) for optimizer in optimizers for p in optimizer.parameters()}

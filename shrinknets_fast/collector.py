@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import torch
 
-from .checks import check_gradients, checked_count, checked_share, default_align, warn_of_untrained
+from .checks import check_gradients, checked_count, checked_share, default_align, warn_of_no_effect
 from .companions import Companions
 from .companions.guard import Guard
 from .compiled import Compiled
@@ -89,7 +89,7 @@ class GarbageCollector:
         self._companions = Companions(model, optimizers, follow, follow_dead)
         self.optimizers = tuple(followed.optimizer for followed in self._companions.optimizers)
         self._reading = self._read(args, kwargs)
-        warn_of_untrained(model, self._companions.optimizers)
+        warn_of_no_effect(model, self._companions.optimizers)
         self._guard = Guard(self._companions.optimizers, lambda: self._reading.thetas)
         self._generator = torch.Generator()
         if seed is not None:

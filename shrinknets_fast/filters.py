@@ -11,6 +11,9 @@ from .nn import FilterBase
 __all__ = ["features", "named_filters", "param_groups", "penalty", "thetas"]
 
 
+HOW = "add_filters(model, example_inputs) gives it some"
+
+
 def named_filters(model):
     """{"module.name": module} for every layer with a filter, in the model's order."""
     return {name: module for name, module in model.named_modules() if isinstance(module, FilterBase)}
@@ -40,15 +43,17 @@ def thetas(model):
 def penalty(model):
     """``sum max(0, theta)`` over all filters of ``model``: a scalar tensor; multiply it by lambda yourself.
 
-    A shared theta counts once. The gradient is 1 for a live feature and 0 for a dead one (theta <= 0). Zero if the model has
-    no filter. Summed in float32 or wider.
+    A shared theta counts once. The gradient is 1 for a live feature and 0 for a dead one (theta <= 0). Summed in float32 or
+    wider. Raises ShrinkError for a model without filters, which a penalty cannot shrink.
     """
     total = None
     for theta in thetas(model).values():
         wide = theta if theta.dtype == torch.float64 else theta.float()
         term = torch.relu(wide).sum()
         total = term if total is None else total + term.to(total.device)
-    return torch.zeros(()) if total is None else total
+    if total is None:
+        raise ShrinkError(f"penalty: {type(model).__name__} has no filters; {HOW}")
+    return total
 
 
 def features(model):

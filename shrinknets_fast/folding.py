@@ -14,6 +14,7 @@ from .memory import trim
 from .nn import Filter
 from .ops.fold import fold
 from .placement import replace
+from .saving import check_saves
 from .work import prepare
 
 __all__ = ["fold_filters"]
@@ -68,6 +69,7 @@ def fold_filters(model, example_inputs=None, *, example_kwargs=None):
             replace(plain, module, new)
     for p in plain.parameters():
         p.grad = None
+    check_saves(plain)
     trim([*plain.parameters(), *plain.buffers()], waste=0)
     return plain
 

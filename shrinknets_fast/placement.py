@@ -1,12 +1,16 @@
 """Filters for an existing model: each where a dead feature would be removable, and nowhere else."""
 
+import warnings
+
 import torch
 from torch import nn
 
+from .coverage import all_dead
 from .depth.branches import find_branches
 from .depth.gated import Gated
 from .errors import ShrinkError
 from .filters import leave_fast_paths, named_filters
+from .graph.coverage import coverage_of
 from .graph.places import candidates, find_places
 from .graph.reading import read
 from .graph.trace import checked_inputs
@@ -21,6 +25,7 @@ from .nn import (
     FilteredLinear,
     checked_init,
 )
+from .saving import check_saves
 
 __all__ = ["add_filters"]
 
@@ -51,6 +56,9 @@ def add_filters(model, example_inputs, *, example_kwargs=None, exclude=(), init=
     every residual branch (``Gated``); a collection takes the branch of a dead gate out of the network.
 
     exclude: dotted names of modules that get no filter, nor anything inside them.
+
+    Warns, with the first reasons, where no filter was placed or less than half of the parameters can shrink; see
+    :func:`coverage`.
     """
     checked_init("add_filters", init)
     if residual not in ("inner", "tied"):
@@ -66,6 +74,8 @@ def add_filters(model, example_inputs, *, example_kwargs=None, exclude=(), init=
     found = list(candidates(network, holders, feature_dim))
     places = find_places(network, found, filtered_features(model, network), tied=residual == "tied")
     branches = [b.module for b in find_branches(network) if b.module in allowed] if depth else []
+    supposed = {value: dim for place in places for value, dim in place.supposed.items()}
+    covered = coverage_of(model, network, all_dead(model), supposed)
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(()))
     for place in places:
         insert(model, [modules[name] for name in place.modules], place, init, like)
@@ -73,7 +83,23 @@ def add_filters(model, example_inputs, *, example_kwargs=None, exclude=(), init=
         module = modules[name]
         replace(model, module, Gated(module, Filter(1, init=init, device=like.device, dtype=like.dtype)))
     leave_fast_paths(model)
+    check_saves(model)
+    warn_of_the_rest(model, covered)
     return model
+
+
+def warn_of_the_rest(model, covered):
+    """A model that hardly shrinks should be no surprise after the training."""
+    if covered.share >= 0.5:
+        return
+    name = type(model).__name__
+    share = (
+        f"{covered.share:.0%} of the parameters of {name} can shrink"
+        if named_filters(model)
+        else f"{name} got no filter"
+    )
+    reasons = "; ".join(covered.first_reasons())
+    warnings.warn(f"add_filters: {share}. What keeps the rest: {reasons}. See shrinknets_fast.coverage", stacklevel=3)
 
 
 def filtered_features(model, network):

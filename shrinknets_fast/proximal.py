@@ -7,7 +7,7 @@ import torch
 from .companions.guard import bury
 from .companions.optimizers import checked_optimizers
 from .errors import ShrinkError
-from .filters import thetas
+from .filters import HOW, thetas
 
 __all__ = ["ProximalL1"]
 
@@ -68,6 +68,10 @@ class ProximalL1:
             known = ", ".join(kind.__name__ for kind in STEP_SIZES)
             raise ShrinkError(f"ProximalL1: optimizer is {type(optimizer).__name__}, expected one of {known}")
         self.lam = checked_lam(lam)
+        held = {id(p) for p in self._followed.parameters()}
+        if not any(id(theta) in held for theta in thetas(model).values()):
+            what = "has no theta of" if thetas(model) else f"cannot move the filters of a model without any; {HOW}:"
+            raise ShrinkError(f"ProximalL1: optimizer {type(optimizer).__name__} {what} {type(model).__name__}")
         self._model = model
         self._handle = optimizer.register_step_post_hook(self._after_step)
 

@@ -20,8 +20,9 @@ def test_penalty_is_the_sum_of_live_thetas_and_counts_a_shared_one_once():
     assert theta.grad.tolist() == [1, 0, 0, 1]
 
 
-def test_penalty_of_a_model_without_filters_is_zero():
-    assert float(sn.penalty(nn.Linear(2, 2))) == 0
+def test_penalty_of_a_model_without_filters_is_an_error():
+    with pytest.raises(sn.ShrinkError, match="penalty: Linear has no filters; add_filters"):
+        sn.penalty(nn.Linear(2, 2))
 
 
 def test_penalty_of_half_thetas_is_summed_wide():

@@ -129,12 +129,15 @@ class Network:
                     values[n] = constant(n)
             values[node] = values[op.node]
 
-    def zeros(self, dead, supposed=None):
+    def zeros(self, dead, supposed=None, held=False):
         """Where each value is exactly zero. ``dead``: {id(theta): bool mask}. Returns a :class:`Zeros`.
 
         supposed: {value: dimension} that are taken to be zero everywhere along it, to ask where a filter would help.
+        held: whether zeros that parameters and buffers hold now count too.
         """
         state = Zeros(self.features.count, dead, supposed or {})
+        for bound in self.bound.values() if held else ():
+            state.record([bound.value], [held_zeros(bound)])
         for step in self.steps:
             state.record(step.outputs, step.zero(state))
         return state
@@ -189,6 +192,16 @@ class Zeros:
                     for d, (a, k) in enumerate(zip(value.axes, known, strict=True))
                 ]
             self._known[value] = known
+
+
+def held_zeros(bound):
+    """Per dimension, the positions at which the tensor holds nothing but zeros now."""
+    nonzero = bound.tensor.detach() != 0
+    others = [[k for k in range(nonzero.dim()) if k != d] for d in range(nonzero.dim())]
+    return [
+        None if axis is None else ~(nonzero.any(dim=dims) if dims else nonzero).cpu()
+        for axis, dims in zip(bound.value.axes, others, strict=True)
+    ]
 
 
 def constant(node):

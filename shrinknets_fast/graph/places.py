@@ -6,6 +6,8 @@ import torch
 
 from .verdict import judge
 
+LAYERS = ("aten.linear", "aten.conv", "aten.batch_norm")
+
 
 @dataclass(frozen=True)
 class Place:
@@ -14,6 +16,7 @@ class Place:
     modules: tuple
     dim: int
     size: int
+    supposed: dict  # {output: dimension} that the filter can make zero
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,13 @@ def candidates(network, modules, feature_dim):
 
     modules: {name: module} to consider; feature_dim(module, output) names the dimension, or None.
     """
+    maker = {value: op.name for op in network.ops for value in op.results}
     for name, calls in network.outputs.items():
-        if name not in modules or any(len(made) != 1 for made in calls):
+        if name not in modules:
+            continue
+        layers = [[value for value in made if maker[value].startswith(LAYERS)] for made in calls]
+        calls = [own or made for own, made in zip(layers, calls, strict=True)]  # beside it, hooks may mask its weight
+        if any(len(made) != 1 for made in calls):
             continue
         outputs = tuple(made[0] for made in calls)
         if any(value.shape != outputs[0].shape for value in outputs):
@@ -55,7 +63,7 @@ def find_places(network, found, covered, tied):
             continue
         if works(network, [candidate]):
             covered[candidate.ids] = True
-            places.append(Place((candidate.module,), candidate.dim, len(candidate.ids)))
+            places.append(place_of([candidate]))
         else:
             left.setdefault(tuple(candidate.ids.tolist()), []).append(candidate)
     for writers in left.values() if tied else ():
@@ -66,13 +74,20 @@ def find_places(network, found, covered, tied):
             if works(network, others):
                 writers = others
         covered[writers[0].ids] = True
-        places.append(Place(tuple(w.module for w in writers), writers[0].dim, len(writers[0].ids)))
+        places.append(place_of(writers))
     return places
+
+
+def place_of(writers):
+    return Place(tuple(w.module for w in writers), writers[0].dim, len(writers[0].ids), supposed_zero(writers))
+
+
+def supposed_zero(writers):
+    return {value: writer.dim for writer in writers for value in writer.outputs}
 
 
 def works(network, writers):
     """Whether every feature could leave if these modules' outputs were zero there."""
     if not writers:
         return False
-    supposed = {value: writer.dim for writer in writers for value in writer.outputs}
-    return bool(judge(network, {}, supposed).removable[torch.cat([w.ids for w in writers])].all())
+    return bool(judge(network, {}, supposed_zero(writers)).removable[torch.cat([w.ids for w in writers])].all())

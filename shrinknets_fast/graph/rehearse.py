@@ -1,22 +1,18 @@
 """The model's real forward on a copy without memory at the planned widths: a width baked into the user's code shows up here."""
 
-import contextlib
-import logging
-import traceback
-from pathlib import Path
-
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from ..dispatch import folding
 from ..errors import ShrinkError
+from .blame import blame, quiet, shortened
 from .draws import same_draws
 from .modules import Sizes, copied
 from .numbers import Numbers
 from .results import tensors_in
 from .shapes import Shapes
-from .trace import mode_of, shortened
+from .trace import mode_of
 
 
 class Stage:
@@ -141,22 +137,3 @@ class Rehearsal:
             is_parameter = isinstance(tensor, torch.nn.Parameter)
             twins[id(tensor)] = torch.nn.Parameter(twin, tensor.requires_grad) if is_parameter else twin
         return twins
-
-
-@contextlib.contextmanager
-def quiet():
-    """Fake tensors log the traceback of what fails, which here is an answer."""
-    log = logging.getLogger("torch._subclasses.fake_tensor")
-    before, log.disabled = log.disabled, True
-    try:
-        yield
-    finally:
-        log.disabled = before
-
-
-def blame(error):
-    """The innermost line of the user's code: the last one outside torch and this package."""
-    ours = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(ours)]
-    frames = [f for f in frames if Path(f.filename).exists() and "copy.py" not in f.filename]
-    return f" ({frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line})" if frames else ""

@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import sys
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from ..errors import ShrinkError
+from .blame import blame, quiet, shortened
 from .draws import same_draws
 from .modules import copied
 from .results import returning_tensors
@@ -47,6 +49,12 @@ def checked_inputs(model, example_inputs, example_kwargs):
     """(args, kwargs) to call the model with, or an error that shows what its forward expects."""
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         raise ShrinkError(f"model is a {type(model).__name__}, expected the module inside it: model.module")
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_sharded(tensor):
+            raise ShrinkError(
+                f"{name} is a DTensor: what fully_shard or tensor parallelism has sharded cannot shrink; "
+                "add filters and collect before it, or train with DistributedDataParallel"
+            )
     args = (example_inputs,) if isinstance(example_inputs, torch.Tensor) else tuple(example_inputs)
     kwargs = dict(example_kwargs or {})
     try:
@@ -66,6 +74,11 @@ def lookup(model, name):
     return module._parameters.get(leaf, module._buffers.get(leaf))  # an attribute may be computed when it is read
 
 
+def is_sharded(tensor):
+    sharding = sys.modules.get("torch.distributed.tensor")  # 0.7 s to import, and not in every build
+    return sharding is not None and isinstance(tensor, sharding.DTensor)
+
+
 def trace(model, args, kwargs):
     """Both modes of ``model`` as ATen graphs. Nothing is run on real data and nothing of the model changes.
 
@@ -75,21 +88,15 @@ def trace(model, args, kwargs):
     traced = []
     for mode in ("train", "eval"):
         copy = copied(model, own)
-        with mode_of(copy, mode == "train"), returning_tensors(copy), same_draws(), torch.no_grad():
-            try:
+        try:
+            with mode_of(copy, mode == "train"), returning_tensors(copy), same_draws(), torch.no_grad(), quiet():
                 program = torch.export.export(copy, args, kwargs, strict=False)
-            except Exception as error:
-                what = f"{type(model).__name__} cannot be traced in {mode} mode: {shortened(error)}"
-                advice = "use torch.where or torch.cond where values decide what is run"
-                raise ShrinkError(f"{what}; torch.export must be able to: {advice}") from error
+        except Exception as error:
+            what = f"{type(model).__name__} cannot be traced in {mode} mode: {shortened(error)}{blame(error)}"
+            advice = "use torch.where or torch.cond where values decide what is run"
+            raise ShrinkError(f"{what}; torch.export must be able to: {advice}") from error
         signature = program.graph_signature
         names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
         tensors = {placeholder: (name, lookup(model, name)) for placeholder, name in names.items()}
         traced.append(Traced(mode, program.graph_module.graph, tensors))
     return traced
-
-
-def shortened(error):
-    """The first lines of torch's message: what and where; the rest is advice for torch's own developers."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:2])[:300] or type(error).__name__

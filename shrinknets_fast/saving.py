@@ -1,0 +1,58 @@
+"""Checkpoints in another library's format: a Hugging Face config must say what the tensors are, or nobody can open the folder."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import torch
+from torch import nn
+
+from .errors import ShrinkError
+from .filters import named_filters
+
+
+def check_saves(model: nn.Module) -> None:
+    """From now on ``model.save_pretrained`` looks first, where it has that."""
+    if hasattr(type(model), "save_pretrained") and hasattr(model, "config"):
+        model.save_pretrained = CheckedSave(model)
+
+
+class CheckedSave:
+    """``save_pretrained`` of one model, as an attribute in front of its method."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def __call__(self, *args, **kwargs):
+        if named_filters(self.model):
+            warnings.warn(
+                "save_pretrained keeps weights and thetas apart, and from_pretrained drops the thetas: open it with add_filters "
+                "and shrinknets_fast.load_state_dict, or save what fold_filters(model) gives",
+                stacklevel=2,
+            )
+        elif (found := first_misfit(self.model)) is not None:
+            name, shape, expected = found
+            raise ShrinkError(
+                f"save_pretrained: {name} has shape {shape}, its config makes {expected}, so from_pretrained could not open it; "
+                "use torch.save or torch.export, or set the config to the widths that are left"
+            )
+        return type(self.model).save_pretrained(self.model, *args, **kwargs)
+
+    def __deepcopy__(self, memo):
+        return CheckedSave(copy.deepcopy(self.model, memo))
+
+    def __reduce__(self):
+        """Loaded elsewhere it is the plain method: a folded model needs no package of ours."""
+        return getattr, (self.model, "save_pretrained")
+
+
+def first_misfit(model: nn.Module):
+    """(name, shape, shape by the config) of the first tensor that a model made from its config has otherwise, or None."""
+    with torch.device("meta"):
+        expected = type(model)(copy.deepcopy(model.config)).state_dict()
+    for name, tensor in model.state_dict().items():
+        shape = expected[name].shape if name in expected else None
+        if shape != tensor.shape:
+            return name, tuple(tensor.shape), "no such tensor" if shape is None else tuple(shape)
+    return None
