@@ -30,6 +30,9 @@ from .work import prepare
 __all__ = ["Collection", "GarbageCollector"]
 
 
+PATIENCE = 100  # looks between questions whether features wait for copies in vain
+
+
 @dataclasses.dataclass(frozen=True)
 class Collection:
     """What one collection did: features removed per hub, bytes written, bytes no longer used (state included; see
@@ -144,6 +147,8 @@ class GarbageCollector:
                 check_gradients(self.model.parameters())
             watch.look()
             counts = counts or watch.counts()
+            if not self._steps % (PATIENCE * self.every):
+                self._companions.warn_of_waiting(self._reading.filters, self.min_dead)
         if counts is None:
             return None
         new = {key: (dead - self._seen.get(key, 0), size) for key, (dead, size) in counts.items()}

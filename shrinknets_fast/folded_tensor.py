@@ -20,6 +20,9 @@ class FoldedTensor(torch.Tensor):
 
     alias = None  # False: the value as it was read; True: another view of it; None: moved elsewhere
 
+    def __hash__(self):
+        raise ShrinkError(self.source.advice("it is looked up"))  # a group or an optimizer's state has the parameter
+
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -142,7 +145,6 @@ def writes(kind):
 
 READS = {"__int__", "__index__", "__invert__"}
 KEPT = {
-    "__hash__",
     "grad.__get__",
     "grad.__set__",
     "register_hook",

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from .companions.guard import bury
+from .companions.guard import Guard
 from .companions.optimizers import checked_optimizers
 from .errors import ShrinkError
 from .filters import HOW, thetas
@@ -74,6 +74,7 @@ class ProximalL1:
             raise ShrinkError(f"ProximalL1: optimizer {type(optimizer).__name__} {what} {type(model).__name__}")
         self._model = model
         self._handle = optimizer.register_step_post_hook(self._after_step)
+        self._guard = Guard([self._followed], lambda: thetas(self._model).values())
 
     @torch.no_grad()
     def _after_step(self, optimizer, args, kwargs):
@@ -88,11 +89,11 @@ class ProximalL1:
                     if skipped is not None:
                         step = torch.where(skipped.to(theta.device) == 0, step, 0)
                     theta.sub_((step * lam) * (theta > 0)).clamp_(min=0)
-        bury(self._followed, [theta for theta in self._followed.parameters() if id(theta) in filters])
 
     def remove(self):
         """Detach from the optimizer."""
         self._handle.remove()
+        self._guard = None
 
     def state_dict(self):
         return {"lam": self.lam}

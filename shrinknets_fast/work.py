@@ -9,6 +9,7 @@ import torch
 
 from .checks import check_storages
 from .companions import Companions
+from .companions.others import note_shrunk
 from .errors import ShrinkError
 from .graph.order import moved_bytes
 from .graph.plan import Plan
@@ -70,6 +71,7 @@ class Work:
             self._reading.shrink(self.plan)
             for module in self._companions.copies.modules:
                 self._reading.rehearsal.sizes.sync(module)
+        note_shrunk(tensor for tensor, _ in self._moves if isinstance(tensor, torch.nn.Parameter))
         return moved, used - sum(tensor.nbytes for tensor, _ in self._moves)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 
 from ..errors import ShrinkError
@@ -22,6 +24,7 @@ class Companions:
         self.optimizers = checked_optimizers(optimizers)
         self.copies = Copies(model, follow)
         self._waits = follow_dead == "wait"
+        self._told = False
         for optimizer in self.optimizers:
             try_out(optimizer)
             optimizer.check()
@@ -29,6 +32,21 @@ class Companions:
     def thetas(self, name: str, theta: torch.Tensor) -> list[torch.Tensor]:
         """The thetas of the copies that a feature waits for."""
         return self.copies.tensors(f"{name}.theta" if name else "theta", theta) if self._waits else []
+
+    def warn_of_waiting(self, filters, share: float) -> None:
+        """Once, if more than ``share`` of a filter is dead and lives in a copy: an average comes near zero, hardly ever to it.
+
+        filters: {id(theta): (name, theta)}. Waits for the device.
+        """
+        for name, theta in filters.values() if self._waits and not self._told else ():
+            for copy in self.thetas(name, theta):
+                held = (theta <= 0) & (copy.to(theta.device) > 0)
+                if held.sum() > max(share * len(theta), 1):
+                    self._told = True
+                    words = f"{name}: {int(held.sum())} of {len(theta)} features are dead and wait for a copy that is followed"
+                    level = f"where theta is up to {float(copy[held.to(copy.device)].max()):.2g}"
+                    warnings.warn(f"{words}, {level}; follow_dead='drop' does not wait", stacklevel=4)
+                    return
 
     def members(self, name: str, tensor: torch.Tensor) -> list[Member]:
         """What shrinks as ``tensor`` does: itself, its copies, their gradients, its state in each optimizer.

@@ -108,8 +108,10 @@ class Followed:
         before, after = weakly(before, self), weakly(after, self)
         optimizer = self.optimizer
         if getattr(type(optimizer).step, "hooked", False) and hasattr(optimizer, "_optimizer_step_pre_hooks"):
-            optimizer.register_step_pre_hook(before)
+            handle = optimizer.register_step_pre_hook(before)
             optimizer.register_step_post_hook(after)
+            # a callback that sets a theta has its say before us
+            optimizer.register_step_post_hook(lambda own, *_: own._optimizer_step_pre_hooks.move_to_end(handle.id))
         else:  # a wrapper that never called Optimizer.__init__; learning-rate schedulers, too, put a method in its place
             optimizer.step = types.MethodType(surrounded(optimizer.step, before, after), optimizer)
 

@@ -35,7 +35,7 @@ class Member(NamedTuple):
 
     def kept(self, keep):
         """``keep``, {dimension of the parameter: positions}, for its own dimensions."""
-        if self.dims == tuple(range(len(self.dims))):
+        if self.dims == tuple(range(len(self.dims))) and all(dim < len(self.dims) for dim in keep):
             return keep  # itself, so that what shrinks alike is looked at once
         return {d: keep[dim] for d, dim in enumerate(self.dims) if dim in keep}
 

@@ -43,6 +43,7 @@ def coverage_of(model, network, dead, supposed=None) -> Coverage:
     """dead: {id(theta): mask} with every filter dead; supposed: values that filters to come make zero, see :func:`judge`."""
     verdict = judge(network, dead, supposed, idle_too=False)
     thetas = set(dead)
+    read = {value for op in network.ops for value in op.inputs}
     parameters, reasons = {}, Counter()
     for name, tensor in model.named_parameters():
         if id(tensor) in thetas or not tensor.numel():
@@ -53,7 +54,7 @@ def coverage_of(model, network, dead, supposed=None) -> Coverage:
         share = 1 - math.prod(float(mask.double().mean()) for mask in stays)
         parameters[name] = (tensor.numel(), share)
         kept = tensor.numel() * (1 - share)
-        for why, part in causes(verdict, axes, stays, used=bound is not None).items():
+        for why, part in causes(verdict, axes, stays, used=bound is not None and bound.value in read).items():
             reasons[why] += kept * part
     return Coverage(parameters, {why: kept for why, kept in reasons.items() if kept > 0})
 
