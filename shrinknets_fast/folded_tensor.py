@@ -151,4 +151,4 @@ KEPT = {
     "register_post_accumulate_grad_hook",
     "retain_grad",
 }
-MOVES = {"to", "cpu", "cuda", "float", "double", "half", "bfloat16", "type", "type_as"}
+MOVES = {"to", "detach", "cpu", "cuda", "float", "double", "half", "bfloat16", "type", "type_as"}

@@ -73,12 +73,13 @@ class ProximalL1:
             what = "has no theta of" if thetas(model) else f"cannot move the filters of a model without any; {HOW}:"
             raise ShrinkError(f"ProximalL1: optimizer {type(optimizer).__name__} {what} {type(model).__name__}")
         self._model = model
+        self._known: list[torch.Tensor] = []
         self._handle = optimizer.register_step_post_hook(self._after_step)
-        self._guard = Guard([self._followed], lambda: thetas(self._model).values())
+        self._guard = Guard([self._followed], self._thetas)
 
     @torch.no_grad()
     def _after_step(self, optimizer, args, kwargs):
-        filters = {id(theta): theta for theta in thetas(self._model).values()}
+        filters = {id(theta) for theta in self._thetas()}
         step_size = STEP_SIZES[type(optimizer)]
         lam = checked_lam(self.lam)
         skipped = getattr(optimizer, "found_inf", None)  # a fused optimizer itself leaves out what GradScaler skips
@@ -89,6 +90,13 @@ class ProximalL1:
                     if skipped is not None:
                         step = torch.where(skipped.to(theta.device) == 0, step, 0)
                     theta.sub_((step * lam) * (theta > 0)).clamp_(min=0)
+
+    def _thetas(self):
+        """The same list as long as the model has these thetas."""
+        found = list(thetas(self._model).values())
+        if len(found) != len(self._known) or any(new is not old for new, old in zip(found, self._known, strict=True)):
+            self._known = found
+        return self._known
 
     def remove(self):
         """Detach from the optimizer."""

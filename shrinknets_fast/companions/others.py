@@ -25,6 +25,10 @@ def note_shrunk(tensors) -> None:
         _shrunk[tensor] = True
 
 
+def anything_shrank() -> bool:
+    return _collections > 0
+
+
 def refuse_stale_state(optimizer, args, kwargs) -> None:
     if _looked_at.get(optimizer) == _collections:
         return

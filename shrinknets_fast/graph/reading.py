@@ -39,16 +39,13 @@ class Reading:
         leave_fast_paths(model)
         self.model = model
         self.filters = {id(m.theta): (name, m.theta) for name, m in reversed(named_filters(model).items())}
+        self.thetas = [theta for _, theta in self.filters.values()]
         self._holders = [(m, m.theta) for m in named_filters(model).values()]
         self.watch = Watch(self.filters, copies)
         names = {key: name for key, (name, _) in self.filters.items()}
         self.network, self.hubs, self.rehearsal = read(model, args, kwargs, names)
         self.rehearsal.set_stage(model)  # now, or the first collection would have to
         _examples[model] = self.rehearsal.inputs
-
-    @property
-    def thetas(self) -> list[torch.Tensor]:
-        return [theta for _, theta in self.filters.values()]
 
     def plan(self, dead, **options) -> Plan:
         """What leaves of the features in ``dead``, {id(theta): mask}; options: see :func:`make_plan`."""
