@@ -70,7 +70,8 @@ x, mesh = torch.randn(8, 10), init_device_mesh("cpu", (1,))
 model = sn.add_filters(nn.Sequential(nn.Linear(10, 16), nn.ReLU(), nn.Linear(16, 3)), x)
 gc = sn.GarbageCollector(model, x)
 fully_shard(model, mesh=mesh)
-for call in (lambda: sn.GarbageCollector(model, x), lambda: sn.add_filters(model, x), lambda: sn.coverage(model, x), gc.step, gc.plan):
+made = [lambda name=name: getattr(sn, name)(model, x) for name in ("GarbageCollector", "add_filters", "coverage")]
+for call in (*made, gc.step, gc.plan):
     try: call()
     except sn.ShrinkError as error: print(error)
 dist.destroy_process_group()

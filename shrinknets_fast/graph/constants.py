@@ -6,7 +6,7 @@ Never while training: the bias that takes a constant over would learn it a secon
 import torch
 from torch.nn import functional as F
 
-from .op import Value
+from .value import Value
 
 MOVES = {"flatten", "view", "reshape", "_unsafe_view", "dropout", "contiguous", "detach", "alias", "clone"}
 FOLD = torch.ops.shrinknets_fast.fold.default
@@ -72,7 +72,7 @@ def unknown(value, dim):
 
 def applied(op, constants):
     """The pointwise op, asked for its values at the constants."""
-    args = {n: constants.clone() if isinstance(op[n], Value) else op[n] for n in op._args}
+    args = {n: constants.clone() if isinstance(op[n], Value) else op[n] for n in op.arguments}
     try:
         return torch.where(constants.isnan(), torch.nan, op.target(**args).double())  # sign(NaN) is 0
     except Exception:  # an op that cannot be asked promises nothing

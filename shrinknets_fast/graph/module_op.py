@@ -1,7 +1,8 @@
 """A whole module as one op, for types that were given a rule of their own."""
 
-from .op import Op, Value
+from .op import Op
 from .rules.registry import MODULES
+from .value import Value
 
 
 class ModuleOp(Op):
@@ -18,7 +19,7 @@ class ModuleOp(Op):
         own = {id(tensor) for name, tensor in self._own.items() if name.startswith(f"{self.module}.")}
         found = [values[n] for n in given]
         outside = [v for v in found if isinstance(v, Value) and id(v.tensor) not in own]
-        self._args = {f"input{i}": value for i, value in enumerate(outside)}
+        self.arguments = {f"input{i}": value for i, value in enumerate(outside)}
 
     @property
     def module(self):

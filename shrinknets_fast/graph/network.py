@@ -6,11 +6,13 @@ from dataclasses import dataclass, field
 
 import torch
 
+from ..errors import ShrinkError
 from . import rules
 from .features import FeatureSpace
 from .module_op import ModuleOp, module_calls
-from .op import Op, Value
+from .op import Op
 from .rules.registry import MODULES
+from .value import RuleError, Value, Zeros
 
 
 @dataclass
@@ -87,13 +89,13 @@ class Network:
             self.outputs.setdefault(module, []).append(made)
 
     def _read_op(self, op):
-        rule = rules.find(op.target)
-        result = self._unknown(op) if rule is None else rule(op)
+        rule = rules.find(op)
+        result = self._unknown(op) if rule is None else by_rule(rule, op)
         return op.fixed() if result is None else result
 
     def _read_module(self, nodes, path, kind, values, mode):
         op = ModuleOp(self, nodes, values, mode, path, kind)
-        result = MODULES[kind](op)
+        result = by_rule(MODULES[kind], op)
         values.update(dict.fromkeys(nodes))
         values.update(zip(op.out_nodes, result if isinstance(result, (list, tuple)) else [result], strict=True))
         self.ops.append(op)
@@ -143,6 +145,18 @@ class Network:
         return state
 
 
+def by_rule(rule, op):
+    """What the rule says; its faults name it and the op."""
+    try:
+        return rule(op)
+    except Exception as error:
+        if isinstance(error, ShrinkError) and not isinstance(error, RuleError):
+            raise
+        where = f" ({rule.__code__.co_filename}:{rule.__code__.co_firstlineno})" if hasattr(rule, "__code__") else ""
+        what = str(error) if isinstance(error, RuleError) else f"{type(error).__name__}: {error}"
+        raise RuleError(f"the rule {getattr(rule, '__name__', rule)}{where} for {op.label}: {what}") from error
+
+
 def idle_ops(network, zeros):
     """The ops of whose outputs nobody wants anything, because a closed gate or a dead layer is all that follows."""
     users = {}
@@ -161,37 +175,6 @@ def idle_ops(network, zeros):
         if op.results and all(unwanted(value) for value in op.results):
             idle.add(op)
     return idle
-
-
-class Zeros:
-    """For each value and dimension: which positions hold nothing but zeros. None means that none is known to."""
-
-    def __init__(self, count, dead, supposed):
-        self.count = count
-        self._dead = dead
-        self._supposed = supposed
-        self._known = {}
-
-    def __call__(self, value, dim):
-        known = self._known.get(value)
-        return None if known is None else known[dim]
-
-    def everywhere(self, value):
-        """Whether all of the value is known to be zero."""
-        return any(mask is not None and len(mask) and bool(mask.all()) for mask in self._known.get(value, ()))
-
-    def dead(self, theta):
-        return self._dead.get(id(theta.tensor))
-
-    def record(self, outputs, zeros):
-        for value, known in zip(outputs, zeros, strict=True):
-            if value in self._supposed:
-                dim = self._supposed[value]
-                known = [
-                    torch.ones(len(a), dtype=torch.bool) if d == dim else k
-                    for d, (a, k) in enumerate(zip(value.axes, known, strict=True))
-                ]
-            self._known[value] = known
 
 
 def held_zeros(bound):

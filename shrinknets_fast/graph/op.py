@@ -1,231 +1,269 @@
 """What a rule sees of one op: its arguments by their schema's names, and the verbs to relate their axes."""
 
-from dataclasses import dataclass
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..errors import ShrinkError
+from .features import Axis
+from .value import Read, RuleError, Step, Value, Zeros
 
+if TYPE_CHECKING:
+    from .network import Network
 
-class Value:
-    """A tensor of the graph: for each dimension an :class:`Axis`, or None where no position can leave.
-
-    A parameter's or buffer's axes are made when a rule first asks for them.
-    """
-
-    __slots__ = ("axes", "dtype", "shape", "tensor")
-
-    def __init__(self, shape, dtype, tensor, axes=None):
-        self.shape = tuple(checked_size(size) for size in shape)
-        self.dtype = dtype
-        self.tensor = tensor
-        self.axes = list(axes) if axes is not None else [None] * len(self.shape)
-
-    @property
-    def ndim(self):
-        return len(self.shape)
-
-    def axis(self, dim, features):
-        dim = dim % self.ndim
-        if self.axes[dim] is None and self.tensor is not None:
-            self.axes[dim] = features.new_axis(self.shape[dim])
-        return self.axes[dim]
-
-    def all_axes(self, features):
-        return [self.axis(dim, features) for dim in range(self.ndim)]
-
-
-def checked_size(size):
-    try:
-        return int(size)
-    except Exception as error:  # torch's is a page of advice for its own developers
-        message = (
-            f"a tensor of the forward has a size that depends on values ({size}), as a mask or nonzero() makes them"
-        )
-        raise ShrinkError(f"{message}; expected sizes that do not: torch.where, or masked sums") from error
+Masks = Sequence[torch.Tensor | None]
 
 
 class Op:
-    """One call in the traced graph. ``op["weight"]`` is an argument by its schema's name: a Value, or a plain constant."""
+    """One call in the traced graph. ``op["weight"]`` is an argument by its schema's name: a :class:`Value`, or a plain constant.
 
-    def __init__(self, network, node, values, mode, arguments=True):
+    Every verb takes None for an axis of which no position can leave, and hands None on.
+    """
+
+    def __init__(self, network: Network, node: torch.fx.Node, values: dict, mode: str, arguments: bool = True) -> None:
         self.network = network
         self.mode = mode
         self.node = node
-        self.results = ()
-        self.target = node.target
+        self.results: tuple[Value, ...] = ()
+        self.target: Any = node.target
         self.name = str(node.target).removesuffix(".default")
-        self._nodes, self._args = {}, {}
-        if not arguments:
-            return
-        self._nodes = dict(zip(argument_names(node), node.args, strict=False)) | dict(node.kwargs)
-        self._args = {name: torch.fx.node.map_arg(arg, lambda n: values[n]) for name, arg in self._nodes.items()}
+        self._nodes: dict[str, Any] = {}
+        self.arguments: dict[str, Any] = {}  # those that the call gives, by name
+        if arguments:
+            self._nodes = arguments_of(node)
+            self.arguments = {
+                name: torch.fx.node.map_arg(arg, lambda n: values[n]) for name, arg in self._nodes.items()
+            }
+
+    def __getitem__(self, name: str) -> Any:
+        if name in self.arguments:
+            return self.arguments[name]
+        for argument in self.target._schema.arguments:
+            if argument.name == name:
+                return argument.default_value
+        raise RuleError(f"{self.name} has no argument {name!r}, expected one of {', '.join(self._names())}")
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """As ``op[name]``, but ``default`` where this overload has no such argument."""
+        return self[name] if name in self._names() else default
+
+    def _names(self) -> list[str]:
+        schema = getattr(self.target, "_schema", None)
+        return [argument.name for argument in schema.arguments] if schema else list(self.arguments)
 
     @property
-    def modules(self):
+    def inputs(self) -> list[Value]:
+        """All tensor arguments, those in lists too."""
+        found = []
+        for arg in self.arguments.values():
+            for value in arg if isinstance(arg, (list, tuple)) else [arg]:
+                if isinstance(value, Value):
+                    found.append(value)
+        return found
+
+    @property
+    def numbers(self) -> list[int | float]:
+        """All plain numbers among the arguments."""
+        return [arg for arg in self.arguments.values() if type(arg) in (int, float)]
+
+    @property
+    def several(self) -> bool:
+        """Whether the op has several results, as split does."""
+        return isinstance(self.metas(), (list, tuple))
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """The shape of each result."""
+        metas = self.metas()
+        return [tuple(meta.shape) for meta in (metas if isinstance(metas, (list, tuple)) else [metas])]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the only result."""
+        (shape,) = self.shapes
+        return shape
+
+    @property
+    def modules(self) -> list[str]:
         """The dotted names of the modules whose forward is running, the model's own (empty) first."""
         return [name for name, _ in (self.node.meta.get("nn_module_stack") or {}).values()]
 
     @property
-    def module(self):
+    def module(self) -> str:
         """The dotted name of the module whose forward calls this op; empty for the model itself."""
         return self.modules[-1] if self.modules else ""
 
     @property
-    def module_type(self):
+    def module_type(self) -> str:
         """The class name of that module."""
         stack = self.node.meta.get("nn_module_stack") or {}
         kind = list(stack.values())[-1][1] if stack else ""
         return (kind if isinstance(kind, str) else kind.__qualname__).rpartition(".")[2]
 
     @property
-    def label(self):
+    def label(self) -> str:
+        """The op in words, for reasons: its module's name and its own."""
         short = self.name.split("::")[-1].split(".")
         kind = short[1] if short[0] in ("aten", "shrinknets_fast") and len(short) > 1 else self.name
         return f"{self.module} ({kind})" if self.module else kind
 
-    def __getitem__(self, name):
-        if name in self._args:
-            return self._args[name]
-        for argument in self.target._schema.arguments:
-            if argument.name == name:
-                return argument.default_value
-        raise KeyError(name)
-
-    def node_of(self, name):
+    def node_of(self, name: str) -> torch.fx.Node | None:
         node = self._nodes.get(name)
         return node if isinstance(node, torch.fx.Node) else None
 
-    @property
-    def inputs(self):
-        """All tensor arguments, those in lists too."""
-        found = []
-        for arg in self._args.values():
-            for value in arg if isinstance(arg, (list, tuple)) else [arg]:
-                if isinstance(value, Value):
-                    found.append(value)
-        return found
+    def calls_on(self, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        """(op's name, its arguments) of every call that reads the same tensor as this op's argument ``name``."""
+        for user in node.users if (node := self.node_of(name)) else ():
+            packet = getattr(user.target, "overloadpacket", None)
+            yield getattr(packet, "__name__", ""), arguments_of(user)
 
-    def axis(self, value, dim):
+    def axis(self, value: Value, dim: int) -> Axis | None:
+        """The features along one dimension, or None where no position can leave."""
         return value.axis(dim, self.network.features) if value.ndim else None
 
-    def new_axis(self, ids):
-        return self.network.features.axis(ids)
+    def axes(self, value: Value) -> list[Axis | None]:
+        """Of all its dimensions."""
+        return value.all_axes(self.network.features)
 
-    def fresh_axis(self, size):
+    def fresh_axis(self, size: int) -> Axis:
+        """New features."""
         return self.network.features.new_axis(size)
 
-    def unify(self, first, second):
-        """The two axes hold the same features, position by position."""
+    def rearranged(self, axis: Axis | None, change: Callable[[torch.Tensor], torch.Tensor]) -> Axis | None:
+        """The features of ``axis`` at other places. ``change`` takes and gives their numbers, a vector, one for each position."""
+        return None if axis is None else self.network.features.axis(change(axis.ids))
+
+    def repeated(self, axis: Axis | None, times: int) -> Axis | None:
+        """All of it, several times over, as ``repeat`` does."""
+        return axis if times == 1 else self.rearranged(axis, lambda ids: ids.repeat(times))
+
+    def interleaved(self, axis: Axis | None, times: int) -> Axis | None:
+        """Each position several times, as ``repeat_interleave`` does."""
+        return axis if times == 1 else self.rearranged(axis, lambda ids: ids.repeat_interleave(times))
+
+    def part(self, axis: Axis | None, place: slice) -> Axis | None:
+        """Some of its positions."""
+        return self.rearranged(axis, lambda ids: ids[place])
+
+    def joined(self, parts: Sequence[tuple[Axis | None, int]]) -> Axis | None:
+        """One behind the other, (axis, size) each; where one cannot shrink the others still may."""
+        if all(axis is None for axis, _ in parts):
+            return None
+        known = [
+            axis or self.pinned(self.fresh_axis(size), f"cannot shrink where {self.label} joins it")
+            for axis, size in parts
+        ]
+        return self.network.features.axis(torch.cat([axis.ids for axis in known]))
+
+    def unify(self, first: Axis | None, second: Axis | None) -> None:
+        """The two axes hold the same features, position by position. One that cannot shrink keeps the other."""
+        if first is not None and second is not None and len(first) != len(second):
+            raise RuleError(f"unify: axes of {len(first)} and {len(second)} positions, expected as many")
         self.network.features.unify(first, second, f"meets an axis that cannot shrink in {self.label}")
 
-    def unify_ids(self, first, second):
-        self.network.features.unify_ids(first, second)
+    def tie(self, axis: Axis | None, size: int, neighbours: bool = False) -> Axis | None:
+        """Features that leave together: ``size`` neighbours, or those at the same place of each block of ``size``.
 
-    def pin(self, axis, reason):
+        Returns an axis of one feature for each set.
+        """
+        if axis is None or not len(axis):
+            return axis
+        ids = axis.ids.reshape(-1, size) if neighbours else axis.ids.reshape(-1, size).t()
+        self.network.features.unify_ids(ids[:, :1].expand_as(ids).reshape(-1), ids.reshape(-1))
+        return self.network.features.axis(ids[:, 0])
+
+    def pin(self, axis: Axis | None, reason: str) -> None:
         """The features of this axis never leave, because of ``reason``."""
         self.network.features.pin(axis, reason)
 
-    def doubt(self, axis):
+    def pinned(self, axis: Axis, reason: str) -> Axis:
+        self.pin(axis, reason)
+        return axis
+
+    def pin_all(self, reason: str) -> None:
+        """No feature of any input leaves."""
+        for value in self.inputs:
+            for axis in self.axes(value):
+                self.pin(axis, reason)
+
+    def doubt(self, axis: Axis | None) -> None:
         """The op's constants may be written into the user's code: try on a fake copy whether they follow this axis."""
         if axis is not None:
             self.network.features.doubts.append((axis, self.label))
 
-    def pin_all(self, reason):
-        for value in self.inputs:
-            for axis in value.all_axes(self.network.features):
-                self.pin(axis, reason)
-
-    def reads(self, value, dim):
-        """The op adds up the positions of this axis, so it loses nothing with a zero."""
-        if self.axis(value, dim) is not None:
-            self.network.reads.append(Read(value, dim % value.ndim, self))
-
-    def reads_product(self, *places):
-        """The op adds up products, one factor from each (value, dim): it loses nothing where one factor is zero."""
-
-        axes = [self.axis(value, dim) for value, dim in places]
-        for axis in axes[1:]:
-            self.unify(axes[0], axis)
-        if any(axis is None for axis in axes):
-            return
-        product = Value(axes[0].ids.shape, None, None, [axes[0]])
-
-        def zero(zeros):
-            known = [zeros(value, dim % value.ndim) for value, dim in places]
-            known = [mask for mask in known if mask is not None]
-            return [[torch.stack(known).any(0) if known else None]]
-
-        self.network.steps.append(Step((product,), zero))
-        self.network.reads.append(Read(product, 0, self))
-
-    def makes(self, axis):
+    def makes(self, axis: Axis | None) -> None:
         """The op writes the features of this axis."""
         if axis is not None:
             self.network.makes.append((axis, self.label))
 
-    def metas(self):
+    def reads(self, value: Value, dim: int) -> None:
+        """The op adds up the positions of this axis, so it loses nothing with a zero."""
+        if self.axis(value, dim) is not None:
+            self.network.reads.append(Read(value, dim % value.ndim, self))
+
+    def reads_product(self, *places: tuple[Value, int]) -> None:
+        """The op adds up products, one factor from each (value, dim): it loses nothing where one factor is zero."""
+        axes = [self.axis(value, dim) for value, dim in places]
+        for axis in axes[1:]:
+            self.unify(axes[0], axis)
+        if axes[0] is None or any(axis is None for axis in axes):
+            return
+        product = Value(axes[0].ids.shape, None, None, [axes[0]])
+
+        def zero(zeros: Zeros) -> list[Masks]:
+            known = [zeros(value, dim % value.ndim) for value, dim in places]
+            masks = [mask for mask in known if mask is not None]
+            return [[torch.stack(masks).any(0) if masks else None]]
+
+        self.network.steps.append(Step((product,), zero))
+        self.network.reads.append(Read(product, 0, self))
+
+    def metas(self) -> Any:
         """What tracing knows of the results: one fake tensor, or a sequence of them."""
         return self.node.meta.get("val")
 
-    def output(self, axes, zero=None):
+    def output(self, axes: Sequence[Axis | None], zero: Callable[[Zeros], Masks] | None = None) -> Value:
         """The op's result with these axes. zero(zeros) gives, per dimension, a bool mask of zero positions or None."""
-        meta = self.metas()
-        value = Value(meta.shape, meta.dtype, None, axes)
-        self._check(value)
-        self._step((value,), (lambda zeros: [zero(zeros)]) if zero else None)
-        return value
+        if self.several:
+            raise RuleError(f"it has {len(self.shapes)} results, expected op.outputs")
+        return self.outputs([axes], zero and (lambda zeros: [zero(zeros)]))[0]
 
-    def outputs(self, all_axes, zero=None):
+    def outputs(
+        self, all_axes: Sequence[Sequence[Axis | None]], zero: Callable[[Zeros], Sequence[Masks]] | None = None
+    ) -> list[Value]:
         """The same for an op with several results."""
         metas = self.metas()
-        values = [Value(m.shape, m.dtype, None, axes) for m, axes in zip(metas, all_axes, strict=True)]
+        metas = metas if isinstance(metas, (list, tuple)) else [metas]
+        if len(metas) != len(all_axes):
+            raise RuleError(f"it gives axes for {len(all_axes)} results, expected {len(metas)}")
+        values = [Value(meta.shape, meta.dtype, None, axes) for meta, axes in zip(metas, all_axes, strict=True)]
         for value in values:
             self._check(value)
-        self._step(tuple(values), zero)
+        self.results = tuple(values)
+        if zero is not None:
+            self.network.steps.append(Step(self.results, zero))
         return values
 
-    def fixed(self):
+    def fixed(self) -> Any:
         """Results of which nothing can leave."""
         metas = self.metas()
-        single = not isinstance(metas, (list, tuple))
         values = []
-        for meta in [metas] if single else metas:
+        for meta in metas if self.several else [metas]:
             known = isinstance(meta, torch.Tensor)
             values.append(Value(meta.shape if known else (), meta.dtype if known else None, None))
         self.results = tuple(values)
-        return values[0] if single else values
+        return values if self.several else values[0]
 
-    def _step(self, values, zero):
-        self.results = values
-        if zero is not None:
-            self.network.steps.append(Step(values, zero))
-
-    def _check(self, value):
-        for dim, axis in enumerate(value.axes):
-            if axis is not None and len(axis) != value.shape[dim]:
-                raise AssertionError(
-                    f"rule of {self.label}: axis {dim} has {len(axis)} features for shape {value.shape}"
-                )
+    def _check(self, value: Value) -> None:
+        sizes = [None if axis is None else len(axis) for axis in value.axes]
+        if len(sizes) != value.ndim or any(n not in (None, size) for n, size in zip(sizes, value.shape, strict=True)):
+            raise RuleError(f"it gives axes of {sizes} features for a result of shape {value.shape}")
 
 
-def argument_names(node):
+def arguments_of(node: torch.fx.Node) -> dict[str, Any]:
+    """What a call in the graph gives, by its schema's names."""
     schema = getattr(node.target, "_schema", None)
-    return [a.name for a in schema.arguments] if schema else [str(i) for i in range(len(node.args))]
-
-
-@dataclass(frozen=True)
-class Read:
-    """``op`` adds up the positions of this axis: it loses nothing where they are zero, and needs all others."""
-
-    value: Value
-    dim: int
-    op: Op
-
-
-@dataclass(frozen=True)
-class Step:
-    """One op's outputs and the function that tells where they are zero, given where its inputs are."""
-
-    outputs: tuple
-    zero: object
+    names = [a.name for a in schema.arguments] if schema else [str(i) for i in range(len(node.args))]
+    return dict(zip(names, node.args, strict=False)) | dict(node.kwargs)

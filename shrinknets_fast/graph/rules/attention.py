@@ -21,8 +21,8 @@ def attention(op):
     for x in (key, value):
         op.pin(op.axis(x, -2), f"is mixed with others by {op.label}")
     ndim, masked = query.ndim, mask is not None
-    for d in range(mask.ndim if masked else 0):
-        op.pin(op.axis(mask, d), f"is the mask of {op.label}")
+    for axis in op.axes(mask) if masked else ():
+        op.pin(axis, f"is the mask of {op.label}")
     axes = []
     for d in range(ndim - 2):
         axis = meet(op, [(op.axis(x, d), x.shape[d]) for x in (query, key, value)])

@@ -4,16 +4,20 @@ import torch
 
 from .layers import contract, made_rows, with_bias
 from .registry import register_rule
-from .zeros import both, either
+from .zeros import both, changed, either
 
 aten = torch.ops.aten
 
 
 def equal_in_groups(op, axis, groups):
-    """The j-th feature of every group leaves with the j-th of all others, so that groups stay equal. The first group's ids."""
-    ids = axis.ids.reshape(groups, -1)
-    op.unify_ids(ids[:1].expand_as(ids).reshape(-1), ids.reshape(-1))
-    return ids[0]
+    """The j-th feature of every group leaves with the j-th of all others, so that groups stay equal. The first group's axis."""
+    return None if axis is None else op.tie(axis, len(axis) // groups)
+
+
+def pin_unmet(op, *axes):
+    """Some of them cannot shrink, so none may."""
+    for axis in axes:
+        op.pin(axis, f"meets an axis that cannot shrink in {op.label}")
 
 
 def spatial_axes(op, x, weight, rows):
@@ -35,11 +39,10 @@ def read_in_groups(op, x, channels, weight, weight_dim, groups):
     """Channels of ``x`` against one group's channels in ``weight``."""
     wide, narrow = op.axis(x, channels), op.axis(weight, weight_dim)
     if wide is None or narrow is None:
-        for axis in (wide, narrow):
-            op.pin(axis, f"meets an axis that cannot shrink in {op.label}")
-        return
-    op.unify_ids(equal_in_groups(op, wide, groups), narrow.ids)
+        return pin_unmet(op, wide, narrow)
+    op.unify(equal_in_groups(op, wide, groups), narrow)
     op.reads(x, channels)
+    return None
 
 
 @register_rule(aten.conv1d, aten.conv2d, aten.conv3d)
@@ -53,7 +56,7 @@ def conv(op):
     else:
         contract(op, x, channels, weight, 1)
     rows, zero = made_rows(op, weight, bias)
-    if groups > 1 and rows is not None:
+    if groups > 1:
         equal_in_groups(op, rows, groups)
     return result(op, x, weight, rows, zero)
 
@@ -63,14 +66,12 @@ def depthwise(op, x, channels, weight, bias, multiplier):
     rows, zero = made_rows(op, weight, bias)
     axis = op.axis(x, channels)
     if axis is None or rows is None:
-        for known in (axis, rows):
-            op.pin(known, f"meets an axis that cannot shrink in {op.label}")
+        pin_unmet(op, axis, rows)
         return result(op, x, weight, rows, zero if rows is not None else lambda zeros: None)
-    op.unify_ids(axis.ids.repeat_interleave(multiplier), rows.ids)
+    op.unify(op.interleaved(axis, multiplier), rows)
 
     def zero_out(zeros):
-        empty = zeros(x, channels)
-        empty = None if empty is None else empty.repeat_interleave(multiplier)
+        empty = changed(zeros(x, channels), lambda mask: mask.repeat_interleave(multiplier))
         return either(zero(zeros), with_bias(empty, bias, zeros))
 
     return result(op, x, weight, rows, zero_out)
@@ -88,27 +89,26 @@ def conv_transpose(op):
     axis, multiplier = op.axis(x, channels), weight.shape[1]
     known = [axis, op.axis(weight, 0), op.axis(weight, 1)]
     if None in known:
-        for known_axis in [*known, None if bias is None else op.axis(bias, 0)]:
-            op.pin(known_axis, f"meets an axis that cannot shrink in {op.label}")
+        pin_unmet(op, *known, None if bias is None else op.axis(bias, 0))
         return result(op, x, weight, None, lambda zeros: None)
     op.unify(axis, op.axis(weight, 0))
     if weight.shape[0] == groups:
-        rows = op.new_axis(axis.ids.repeat_interleave(multiplier))
+        rows = op.interleaved(axis, multiplier)
     else:
         op.reads(x, channels)
         equal_in_groups(op, axis, groups)
-        rows = op.new_axis(op.axis(weight, 1).ids.repeat(groups))
+        rows = op.repeated(op.axis(weight, 1), groups)
     op.makes(rows)
     if bias is not None:
         op.unify(rows, op.axis(bias, 0))
 
     def zero(zeros):
         if weight.shape[0] == groups:
-            empty = either(zeros(x, channels), zeros(weight, 0))
-            empty = None if empty is None else empty.repeat_interleave(multiplier)
+            empty = changed(
+                either(zeros(x, channels), zeros(weight, 0)), lambda mask: mask.repeat_interleave(multiplier)
+            )
         else:
-            empty = zeros(weight, 1)
-            empty = None if empty is None else empty.repeat(groups)
+            empty = changed(zeros(weight, 1), lambda mask: mask.repeat(groups))
         return None if empty is None else both(empty, empty if bias is None else zeros(bias, 0))
 
     return result(op, x, weight, rows, zero)

@@ -33,7 +33,7 @@ def filter(op):
     """x * max(0, theta) along one dimension; one theta for a whole tensor is a gate."""
     x, theta = op["x"], op["theta"]
     dim = op["dim"] % x.ndim if x.ndim else 0
-    axes = [op.axis(x, d) for d in range(x.ndim)]
+    axes = op.axes(x)
     gate = theta.shape == (1,) and (x.ndim == 0 or x.shape[dim] != 1)
     if gate:
         op.pin(op.axis(theta, 0), f"is the gate of {op.label}")
@@ -41,7 +41,7 @@ def filter(op):
         op.unify(axes[dim], op.axis(theta, 0))
 
     def zero(zeros):
-        known = [zeros(x, d) for d in range(x.ndim)]
+        known = zeros.of(x)
         dead = zeros.dead(theta)
         if gate and dead is not None and bool(dead):
             return [None if axis is None else torch.ones(len(axis), dtype=torch.bool) for axis in axes]

@@ -3,7 +3,7 @@
 import torch
 
 from .registry import register_rule
-from .zeros import both, either
+from .zeros import both, changed, either
 
 aten = torch.ops.aten
 
@@ -35,7 +35,7 @@ def linear(op):
     x, weight, bias = op["input"], op["weight"], op["bias"]
     contract(op, x, -1, weight, 1)
     rows, zero = made_rows(op, weight, bias)
-    axes = [op.axis(x, d) for d in range(x.ndim - 1)] + [rows]
+    axes = [*op.axes(x)[:-1], rows]
     return op.output(axes, lambda zeros: [None] * (x.ndim - 1) + [zero(zeros)])
 
 
@@ -45,7 +45,7 @@ def bilinear(op):
     contract(op, first, -1, weight, 1)
     contract(op, second, -1, weight, 2)
     rows, zero = made_rows(op, weight, bias)
-    axes = [op.axis(first, d) for d in range(first.ndim - 1)]
+    axes = op.axes(first)[:-1]
     for d, axis in enumerate(axes):
         op.unify(axis, op.axis(second, d))
     return op.output([*axes, rows], lambda zeros: [None] * len(axes) + [zero(zeros)])
@@ -55,10 +55,10 @@ def bilinear(op):
 def prelu(op):
     """One slope for all, or one per feature; zero in, zero out."""
     x, weight = op["self"], op["weight"]
-    axes = [op.axis(x, d) for d in range(x.ndim)]
+    axes = op.axes(x)
     if weight.shape and weight.shape[0] > 1:
         op.unify(axes[min(1, x.ndim - 1)], op.axis(weight, 0))
-    return op.output(axes, lambda zeros: [zeros(x, d) for d in range(x.ndim)])
+    return op.output(axes, lambda zeros: zeros.of(x))
 
 
 @register_rule(aten.embedding.default)
@@ -68,24 +68,19 @@ def embedding(op):
     op.pin(op.axis(weight, 0), f"is looked up by number in {op.label}")
     columns = op.axis(weight, 1)
     op.makes(columns)
-    axes = [op.axis(indices, d) for d in range(indices.ndim)]
-    return op.output([*axes, columns], lambda zeros: [None] * indices.ndim + [zeros(weight, 1)])
+    return op.output([*op.axes(indices), columns], lambda zeros: [None] * indices.ndim + [zeros(weight, 1)])
 
 
 @register_rule(aten.glu.default)
 def glu(op):
     """First half times the sigmoid of the second: the j-th features of both leave together."""
     x, dim = op["self"], op["dim"] % op["self"].ndim
-    axes = [op.axis(x, d) for d in range(x.ndim)]
-    if axes[dim] is not None:
-        half = x.shape[dim] // 2
-        op.unify_ids(axes[dim].ids[:half], axes[dim].ids[half:])
-        axes[dim] = op.new_axis(axes[dim].ids[:half])
+    axes, half = op.axes(x), x.shape[dim] // 2
+    axes[dim] = op.tie(axes[dim], half)
 
     def zero(zeros):
-        known = [zeros(x, d) for d in range(x.ndim)]
-        if known[dim] is not None:
-            known[dim] = known[dim][: len(axes[dim])]
+        known = zeros.of(x)
+        known[dim] = changed(known[dim], lambda mask: mask[:half])
         return known
 
     return op.output(axes, zero)

@@ -15,7 +15,7 @@ aten = torch.ops.aten
 def unchanged(op):
     """Zeros stay where they are: nothing is added to them."""
     x = op.inputs[0]
-    axes = [op.axis(x, d) for d in range(x.ndim)]
+    axes = op.axes(x)
     drawn = op.target.overloadpacket.__name__.startswith("bernoulli") and len(op.target._schema.arguments) > 2
     keeps = not drawn  # from a given probability, whatever was there
     return op.output(axes, carried([x], axes) if keeps else None)
@@ -25,22 +25,22 @@ def unchanged(op):
 def alpha_dropout(op):
     """In training, even a zero is moved to where the mean stays."""
     x = op.inputs[0]
-    axes = [op.axis(x, d) for d in range(x.ndim)]
+    axes = op.axes(x)
     return op.output(axes, None if op["train"] and op["p"] > 0 else carried([x], axes))
 
 
 @register_rule(*named("native_dropout"))
 def native_dropout(op):
     x = op.inputs[0]
-    axes = [op.axis(x, d) for d in range(x.ndim)]
-    return op.outputs([axes, axes], lambda zeros: [[zeros(x, d) for d in range(x.ndim)], [None] * x.ndim])
+    axes = op.axes(x)
+    return op.outputs([axes, axes], lambda zeros: [zeros.of(x), [None] * x.ndim])
 
 
 @register_rule(*named("zeros_like", "zero", "zero_"))
 def zeros_like(op):
     """As wide as the first argument, whose values do not matter."""
     x = op.inputs[0]
-    axes = [op.axis(x, d) for d in range(x.ndim)]
+    axes = op.axes(x)
     return op.output(axes, lambda zeros: [None if a is None else torch.ones(len(a), dtype=torch.bool) for a in axes])
 
 
@@ -50,7 +50,7 @@ def zeros_like(op):
 @register_rule(*named("uniform_", "normal_", "exponential_", "random_", "log_normal_", "cauchy_", "geometric_"))
 def like(op):
     x = op.inputs[0]
-    return op.output([op.axis(x, d) for d in range(x.ndim)])
+    return op.output(op.axes(x))
 
 
 @register_rule(

@@ -57,7 +57,7 @@ def added_product(op):
 
     added, first, second = op.inputs
     axes, pairs = product(op, first, second)
-    total, shape = len(axes), op.node.meta["val"].shape
+    total, shape = len(axes), op.shape
     for d in range(max(total - added.ndim, 0), total):
         own = added.ndim - (total - d)
         axes[d] = meet(op, [(axes[d], shape[d]), (op.axis(added, own), added.shape[own])])

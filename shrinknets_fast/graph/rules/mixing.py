@@ -10,12 +10,12 @@ aten = torch.ops.aten
 
 def along(op, dim, reason, keeps_zero):
     x = op.inputs[0]
-    axes = [op.axis(x, d) for d in range(x.ndim)]
+    axes = op.axes(x)
     if x.ndim:
         op.pin(axes[dim % x.ndim], reason)
-    if not isinstance(op.node.meta["val"], (list, tuple)):
-        return op.output(axes, carried([x], axes) if keeps_zero else None)
-    return op.outputs([axes] * len(op.node.meta["val"]))
+    if op.several:
+        return op.outputs([axes] * len(op.shapes))
+    return op.output(axes, carried([x], axes) if keeps_zero else None)
 
 
 @register_rule(
@@ -34,8 +34,7 @@ def cumulative(op):
 
 @register_rule(*named("cummax", "cummin", "sort", "argsort", "msort"))
 def ordered(op):
-    dim = op["dim"] if any(a.name == "dim" for a in op.target._schema.arguments) else 0
-    return along(op, dim, f"is compared with others by {op.label}", False)
+    return along(op, op.get("dim", 0), f"is compared with others by {op.label}", False)
 
 
 @register_rule(
@@ -90,7 +89,7 @@ register_rule(*named("rnn_tanh", "rnn_relu", "rnn_tanh_cell", "rnn_relu_cell"))(
 def triangle(op):
     """Zero where the last two axes' positions say so."""
     x = op.inputs[0]
-    axes = [op.axis(x, d) for d in range(x.ndim)]
+    axes = op.axes(x)
     for axis in axes[-2:]:
         op.pin(axis, f"is cut by position in {op.label}")
     return op.output(axes, carried([x], axes))

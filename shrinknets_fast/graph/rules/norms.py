@@ -10,7 +10,7 @@ aten = torch.ops.aten
 
 def channel_axes(op, x, names):
     """Axes for a norm per channel: everything else is normalised together. Parameters and statistics follow the channel."""
-    axes = [op.axis(x, d) for d in range(x.ndim)]
+    axes = op.axes(x)
     for d, axis in enumerate(axes):
         if d > 1:
             op.pin(axis, f"is normalised with others by {op.label}")
@@ -56,16 +56,15 @@ def instance_norm(op):
 @register_rule(*named("layer_norm", "rms_norm"))
 def layer_norm(op):
     """The last axes are averaged over: their features are counted, so none may leave."""
-    x, bias = op["input"], op["bias"] if "bias" in op._args else None
-    axes = [op.axis(x, d) for d in range(x.ndim)]
+    x, bias = op["input"], op.get("bias")
+    axes = op.axes(x)
     first = x.ndim - len(op["normalized_shape"])
     for d in range(first, x.ndim):
         op.pin(axes[d], f"is normalised with others by {op.label}, which counts its features")
     for name in ("weight", "bias"):
-        value = op[name] if name in op._args else None
-        if value is not None:
-            for d in range(value.ndim):
-                op.unify(axes[first + d], op.axis(value, d))
+        value = op.get(name)
+        for d in range(0 if value is None else value.ndim):
+            op.unify(axes[first + d], op.axis(value, d))
     return op.output(axes, lambda zeros: [zeros(x, d) if d < first and bias is None else None for d in range(x.ndim)])
 
 
@@ -73,7 +72,7 @@ def layer_norm(op):
 def group_norm(op):
     """Channels of a group are averaged over, so none may leave."""
     x = op["input"]
-    axes = [op.axis(x, d) for d in range(x.ndim)]
+    axes = op.axes(x)
     for axis in axes[1:]:
         op.pin(axis, f"is normalised with others by {op.label}, which counts its features")
     for name in ("weight", "bias"):

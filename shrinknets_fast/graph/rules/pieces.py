@@ -15,16 +15,15 @@ def cut(op, dim, places, follows=False):
     """
     x = op.inputs[0]
     dim %= x.ndim
-    axes = [op.axis(x, d) for d in range(x.ndim)]
+    axes = op.axes(x)
     whole = axes[dim]
-    if whole is not None and not equal_parts(places, len(whole)):
+    if not equal_parts(places, x.shape[dim]):
         op.pin(whole, f"is cut at fixed positions by {op.label}")
-    elif whole is not None:
-        ids = whole.ids.reshape(len(places), -1)
-        op.unify_ids(ids[:1].expand_as(ids).reshape(-1), ids.reshape(-1))
+    else:
+        op.tie(whole, x.shape[dim] // len(places))
         if not follows:
             op.doubt(whole)
-    return [[*axes[:dim], whole and op.new_axis(whole.ids[place]), *axes[dim + 1 :]] for place in places]
+    return [[*axes[:dim], op.part(whole, place), *axes[dim + 1 :]] for place in places]
 
 
 def equal_parts(places, size):
@@ -51,47 +50,39 @@ def successive(sizes):
 )
 def split(op):
     dim = op["dim"] % op.inputs[0].ndim
-    sizes = [meta.shape[dim] for meta in op.node.meta["val"]]
+    sizes = [shape[dim] for shape in op.shapes]
     follows = "chunk" in op.name or op.name.endswith(".sections")
     return all_outputs(op, cut(op, dim, successive(sizes), follows))
 
 
-def slice_of(node, size):
-    """(dim, slice) of a slicing node, whichever op it is, or None."""
-    name = getattr(getattr(node.target, "overloadpacket", None), "__name__", "")
-    args = [*node.args[1:], *[None] * 4]
-    if name == "narrow" and isinstance(args[1], int):
-        start = args[1] % max(size(args[0]), 1)
-        return args[0], slice(start, start + args[2])
-    if name != "slice":
+def slice_of(name, given, shape):
+    """(dim, slice) of a slicing call of a tensor of this shape, whichever op it is, or None."""
+    if name not in ("slice", "narrow"):
         return None
-    given = dict(zip(("dim", "start", "end", "step"), args, strict=False)) | dict(node.kwargs)
-    dim = given["dim"] or 0
-    return dim, slice(*slice(given["start"], given["end"], given["step"]).indices(size(dim)))
+    dim, start = given.get("dim") or 0, given.get("start")
+    dim, size = dim % len(shape), shape[dim]
+    if name == "slice":
+        return dim, slice(*slice(start, given.get("end"), given.get("step")).indices(size))
+    if not isinstance(start, int):
+        return None
+    start %= max(size, 1)
+    return dim, slice(start, start + given["length"])
 
 
 @register_rule(aten.slice.Tensor, aten.narrow.default)
 def slice_tensor(op):
     """All of an axis, or one of several parts: x[:, :n // 2] and x[:, n // 2:] are cut like a chunk."""
-    x = op.inputs[0]
-    dim, place = slice_of(op.node, lambda d: x.shape[d])
-    dim %= x.ndim
-    axis = op.axis(x, dim)
-    if axis is None or (place.start, place.stop, place.step or 1) == (0, x.shape[dim], 1):
-        axes = [op.axis(x, d) for d in range(x.ndim)]
+    x = op["self"]
+    dim, place = slice_of(op.target.overloadpacket.__name__, op.arguments, x.shape)
+    axes = op.axes(x)
+    if axes[dim] is None or (place.start, place.stop, place.step or 1) == (0, x.shape[dim], 1):
         return op.output(axes, carried([x], axes))
-    siblings = [slice_of(user, lambda d: x.shape[d]) for user in op.node.args[0].users]
-    places = {
-        (s.start, s.stop)
-        for found in siblings
-        if found and found[0] % x.ndim == dim
-        for s in [found[1]]
-        if (s.step or 1) == 1
-    }
-    places = [slice(*bounds) for bounds in sorted(places) if bounds != (0, x.shape[dim])]
     if (place.step or 1) != 1:
-        op.pin(axis, f"is cut at fixed positions by {op.label}")
-        return op.output([None if d == dim else op.axis(x, d) for d in range(x.ndim)])
+        op.pin(axes[dim], f"is cut at fixed positions by {op.label}")
+        return op.output([None if d == dim else axis for d, axis in enumerate(axes)])
+    siblings = [slice_of(name, given, x.shape) for name, given in op.calls_on("self")]
+    places = {(s.start, s.stop) for found in siblings if found and found[0] == dim and ((s := found[1]).step or 1) == 1}
+    places = [slice(*bounds) for bounds in sorted(places) if bounds != (0, x.shape[dim])]
     axes = cut(op, dim, places)[[(p.start, p.stop) for p in places].index((place.start, place.stop))]
     return op.output(axes, carried([x], axes))
 
@@ -102,18 +93,15 @@ def select(op):
     x = op.inputs[0]
     dim = op["dim"] % x.ndim
     op.pin(op.axis(x, dim), f"is picked by position in {op.label}")
-    axes = [op.axis(x, d) for d in range(x.ndim) if d != dim]
-    zero = carried([x], axes)
-    if isinstance(op.node.meta["val"], torch.Tensor):
-        return op.output(axes, zero)
-    count = len(op.node.meta["val"])
-    return op.outputs([axes] * count, lambda zeros: [zero(zeros)] * count)
+    axes = [axis for d, axis in enumerate(op.axes(x)) if d != dim]
+    zero, count = carried([x], axes), len(op.shapes)
+    return op.outputs([axes] * count, lambda zeros: [zero(zeros)] * count) if op.several else op.output(axes, zero)
 
 
 @register_rule(*named("index_select", "index"))
 def index(op):
     """Positions picked by a tensor, from an axis on which nothing can leave; all other axes pass."""
-    x, indices = op.inputs[0], op["indices"] if "indices" in op._args else [None] * op["dim"] + [op["index"]]
+    x, indices = op.inputs[0], op["indices"] if "indices" in op.arguments else [None] * op["dim"] + [op["index"]]
     where = [d for d, i in enumerate(indices) if i is not None]
     if len(where) != 1 or indices[where[0]].dtype == torch.bool or op.name.startswith("aten.index_") and where[0] < 0:
         op.pin_all(f"is picked by position in {op.label}")
@@ -122,21 +110,16 @@ def index(op):
     for value, axis in [(x, dim), *((places, d) for d in range(places.ndim))]:
         op.pin(op.axis(value, axis), f"is picked by position in {op.label}")
     new = max(places.ndim, 1) if op.name.startswith("aten.index_select") else places.ndim
-    axes = [op.axis(x, d) for d in range(dim)] + [None] * new + [op.axis(x, d) for d in range(dim + 1, x.ndim)]
+    axes = op.axes(x)
+    axes[dim : dim + 1] = [None] * new
     return op.output(axes, carried([x], axes))
 
 
 @register_rule(*named("flip", "fliplr", "flipud", "roll", "rot90"))
 def reorder(op):
     x = op.inputs[0]
-    axes = [op.axis(x, d) for d in range(x.ndim)]
-    dims = (
-        [op["dims"]]
-        if isinstance(op["dims"], int)
-        else list(op["dims"])
-        if op.name.split(".")[1] in ("flip", "roll")
-        else []
-    )
+    axes, dims = op.axes(x), op.get("dims", []) if op.name.split(".")[1] in ("flip", "roll") else []
+    dims = [dims] if isinstance(dims, int) else dims
     for d in [d % x.ndim for d in dims] or range(x.ndim):
         op.pin(axes[d], f"is put in another order by {op.label}")
     if op.name.startswith("aten.rot90"):

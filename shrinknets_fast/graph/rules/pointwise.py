@@ -5,7 +5,7 @@ import math
 
 import torch
 
-from ..op import Value
+from ..value import Value
 from .registry import named, register_rule
 from .zeros import both, either
 
@@ -48,8 +48,7 @@ def maps_zero_to_zero(op):
     for bits in itertools.product((False, True), repeat=len(flags)):
         given = dict(zip(map(id, flags), bits, strict=True))
         args = {}
-        for name in op._args:
-            arg = op[name]
+        for name, arg in op.arguments.items():
             if isinstance(arg, Value):
                 arg = torch.full((1,), given.get(id(arg), 0), dtype=arg.dtype)
             args[name] = "cpu" if isinstance(arg, torch.device) else arg
@@ -68,22 +67,22 @@ def kind_of(op):
 
 def finite(op):
     """All plain numbers among the arguments: 0 * inf is no zero."""
-    return all(math.isfinite(arg) for arg in op._args.values() if isinstance(arg, float))
+    return all(math.isfinite(arg) for arg in op.numbers)
 
 
 def depends_on_width(op, axis):
     """Whether a plain number in the call looks like a function of this axis' size, as in ``x * C ** -0.5``."""
     n = len(axis)
-    numbers = [abs(arg) for arg in op._args.values() if isinstance(arg, float) or (type(arg) is int and arg > 2)]
+    numbers = [abs(arg) for arg in op.numbers if isinstance(arg, float) or arg > 2]
     return any(math.isclose(arg, f, rel_tol=1e-12) for arg in numbers for f in (n, 1 / n, n**0.5, n**-0.5))
 
 
 def pointwise(op):
     values = op.inputs
-    meta = op.node.meta.get("val")
-    if not isinstance(meta, torch.Tensor):
+    if not isinstance(op.metas(), torch.Tensor):
         return None
-    axes = broadcast_axes(op, values, meta.ndim)
+    shape = op.shape
+    axes = broadcast_axes(op, values, len(shape))
     for axis in axes:
         if axis is not None and depends_on_width(op, axis):
             op.doubt(axis)
@@ -96,7 +95,7 @@ def pointwise(op):
     def zero(zeros):
         result = []
         for d, axis in enumerate(axes):
-            masks = [zero_at(v, len(axes) - d, meta.shape[d], zeros) for v in givers]
+            masks = [zero_at(v, len(axes) - d, shape[d], zeros) for v in givers]
             if axis is None or not keeps or not masks:
                 result.append(None)
             elif is_quotient:

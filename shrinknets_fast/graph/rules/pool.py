@@ -8,10 +8,10 @@ def pooling(spatial):
     def rule(op):
         x = op.inputs[0]
         keep = x.ndim - spatial
-        axes = [op.axis(x, d) if d < keep else None for d in range(x.ndim)]
-        for d in range(keep, x.ndim):
-            op.pin(op.axis(x, d), f"is a spatial axis of {op.label}")
-        if isinstance(op.node.meta["val"], (list, tuple)):
+        axes = op.axes(x)[:keep] + [None] * spatial
+        for axis in op.axes(x)[keep:]:
+            op.pin(axis, f"is a spatial axis of {op.label}")
+        if op.several:
             zero = carried([x], axes)
             return op.outputs([axes, axes], lambda zeros: [zero(zeros), [None] * len(axes)])
         return op.output(axes, carried([x], axes))

@@ -13,7 +13,7 @@ aten = torch.ops.aten
 def reduced(op, why, keeps_zero=True):
     """why: None if a zero adds nothing, else what pins the features of a reduced axis. Every other axis passes."""
     x = op.inputs[0]
-    dims, keepdim = (op._args.get(name) for name in ("dim", "keepdim"))
+    dims, keepdim = (op.arguments.get(name) for name in ("dim", "keepdim"))
     dims = [dims] if isinstance(dims, int) else dims
     dims = {d % x.ndim for d in dims} if dims and x.ndim else set(range(x.ndim))
     axes = []
@@ -30,12 +30,12 @@ def reduced(op, why, keeps_zero=True):
         if keepdim:
             axes.append(None)
     zero = carried([x], axes) if keeps_zero else None
-    meta = op.node.meta["val"]
-    if isinstance(meta, torch.Tensor):
+    if not op.several:
         return op.output(axes, zero)
-    same = [m.dtype == meta[0].dtype for m in meta]  # an index is not zero where what it points to is
+    metas = op.metas()
+    same = [m.dtype == metas[0].dtype for m in metas]  # an index is not zero where what it points to is
     return op.outputs(
-        [axes] * len(meta), zero and (lambda zeros: [zero(zeros) if s else [None] * len(axes) for s in same])
+        [axes] * len(metas), zero and (lambda zeros: [zero(zeros) if s else [None] * len(axes) for s in same])
     )
 
 
@@ -71,7 +71,7 @@ def position(op):
 @register_rule(*named("linalg_vector_norm", "norm", "frobenius_norm"))
 def norm(op):
     """Sums of powers of absolute values: a zero adds nothing where the power is positive."""
-    order = op._args.get("ord", op._args.get("p"))
+    order = op.arguments.get("ord", op.arguments.get("p"))
     order = 2 if order is None or isinstance(order, str) else order
     if isinstance(order, (int, float)) and (order > 0 or math.isinf(order) and order > 0):
         return reduced(op, None)

@@ -1,7 +1,5 @@
 """Which rule an op has."""
 
-import functools
-
 import torch
 
 RULES = {}
@@ -37,14 +35,10 @@ def named(*names, namespace="aten"):
     return [getattr(packets, name) for name in names if hasattr(packets, name)]
 
 
-def find(target):
+def find(op):
     """The rule of an op of the graph, or None."""
-    rule = rule_of(target)
-    return rule and functools.partial(apply_rule, rule)
-
-
-def apply_rule(rule, op):
-    return WHOLE_MODULES.get(op.module_type, rule)(op)
+    rule = rule_of(op.target)
+    return rule and WHOLE_MODULES.get(op.module_type, rule)
 
 
 def rule_of(target):

@@ -23,14 +23,14 @@ def stack(op):
 
 @register_rule(aten.repeat.default, aten.tile.default)
 def repeat(op):
-    x, shape = op.inputs[0], op.node.meta["val"].shape
+    x, shape = op.inputs[0], op.shape
     new, axes = len(shape) - x.ndim, [None] * len(shape)
-    for d in range(x.ndim):
-        axis, times = op.axis(x, d), shape[new + d] // max(x.shape[d], 1)
-        if axis is not None and x.shape[d] == 1 < times:
+    for d, axis in enumerate(op.axes(x)):
+        times = shape[new + d] // max(x.shape[d], 1)
+        if x.shape[d] == 1 < times:
             op.pin(axis, f"is broadcast in {op.label}")
-        elif axis is not None:
-            axes[new + d] = axis if times == 1 else op.new_axis(axis.ids.repeat(times))
+        else:
+            axes[new + d] = op.repeated(axis, times)
     return op.output(axes, carried([x], axes))
 
 
@@ -40,16 +40,15 @@ def repeat_interleave(op):
     if dim is None:
         op.pin_all(f"is mixed with another axis by {op.label}")
         return op.fixed()
-    axes = [op.axis(x, d) for d in range(x.ndim)]
-    if axes[dim] is not None:
-        axes[dim] = op.new_axis(axes[dim].ids.repeat_interleave(op["repeats"]))
+    axes = op.axes(x)
+    axes[dim] = op.interleaved(axes[dim], op["repeats"])
     return op.output(axes, carried([x], axes))
 
 
 @register_rule(aten.expand.default, aten.expand_as.default, aten.broadcast_to.default)
 def expand(op):
     """A position that is repeated makes as many as there are features where it goes: they need no zero of their own."""
-    x, shape = op.inputs[0], op.node.meta["val"].shape
+    x, shape = op.inputs[0], op.shape
     new, axes = len(shape) - x.ndim, []
     for d, size in enumerate(shape):
         own = None if d < new else op.axis(x, d - new)

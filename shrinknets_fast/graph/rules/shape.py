@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from ..op import Value
+from ..value import Value
 from .registry import register_rule
 from .zeros import carried
 
@@ -43,17 +43,28 @@ def regrouped(op, x, left, right, shape):
             op.pin(axes[d], f"is mixed with another axis by {op.label}")
     if featured[0] is None:
         return [None] * len(right)
-    whole = axes[featured[0]].ids.reshape([-1 if d == featured[0] else 1 for d in left])
-    places = whole.expand([x.shape[d] for d in left]).reshape([shape[k] for k in right])
-    columns = {k: places.movedim(i, 0).reshape(shape[k], -1) for i, k in enumerate(right) if shape[k] > 1}
+    axis = axes[featured[0]]
+    columns = {
+        k: column
+        for i, k in enumerate(right)
+        if shape[k] > 1
+        for column in [positions(x, left, featured[0], right, shape, i)]
+    }
     constant = [k for k, column in columns.items() if bool((column == column[:, :1]).all())]
     keeper = constant[0] if constant else max(columns)
     if not constant:
-        doubt_split(op, axes[featured[0]], [shape[k] for k in right])
+        doubt_split(op, axis, [shape[k] for k in right])
         # (heads * width) seen as (heads, width): a feature leaves every head or none, so that the view stays a box
-        column = columns[keeper]
-        op.unify_ids(column[:, :1].expand_as(column).reshape(-1), column.reshape(-1))
-    return [op.new_axis(columns[k][:, 0].clone()) if k == keeper else None for k in right]
+        sets = columns[keeper]
+        op.tie(op.rearranged(axis, lambda ids: ids[sets.reshape(-1)]), sets.shape[1], neighbours=True)
+    return [op.rearranged(axis, lambda ids: ids[columns[keeper][:, 0]]) if k == keeper else None for k in right]
+
+
+def positions(x, left, featured, right, shape, which):
+    """(size, rest): for each index along one of the output's dimensions, the positions of the featured axis that lie there."""
+    whole = torch.arange(x.shape[featured]).reshape([-1 if d == featured else 1 for d in left])
+    places = whole.expand([x.shape[d] for d in left]).reshape([shape[k] for k in right])
+    return places.movedim(which, 0).reshape(shape[right[which]], -1)
 
 
 def doubt_split(op, axis, sizes):
@@ -72,15 +83,15 @@ def doubt_split(op, axis, sizes):
 )
 def view(op):
     x = op.inputs[0]
-    shape = tuple(int(size) for size in op.node.meta["val"].shape)
+    shape = tuple(int(size) for size in op.shape)
     axes = [None] * len(shape)
     if 0 in shape:
         op.pin_all(f"is empty in {op.label}")
         return op.output(axes)
     if shape.count(1) > x.shape.count(1) and "squeeze" not in op.name:
         # (groups, 1) may stand for (groups, width // groups): a trial shows it
-        for d in range(x.ndim):
-            op.doubt(op.axis(x, d))
+        for axis in op.axes(x):
+            op.doubt(axis)
     for left, right in view_groups(x.shape, shape):
         for k, axis in zip(right, regrouped(op, x, left, right, shape), strict=True):
             axes[k] = axis
@@ -101,7 +112,7 @@ def permute(op):
 @register_rule(aten.transpose.int, aten.swapaxes.default, aten.swapdims.default)
 def transpose(op):
     order = list(range(op.inputs[0].ndim))
-    first, second = (list(op._args.values())[i] for i in (1, 2))
+    _, first, second = op.arguments.values()
     order[first], order[second] = order[second], order[first]
     return permuted(op, order)
 
@@ -138,19 +149,10 @@ def cat(op):
         if all(axis is None for axis in meeting):
             axes.append(None)
         elif d == dim:
-            axes.append(op.new_axis(torch.cat([part_ids(op, v, d) for v in parts])))
+            axes.append(op.joined([(op.axis(v, d), v.shape[d]) for v in parts]))
         else:
             known = next(axis for axis in meeting if axis is not None)
             for axis in meeting:
                 op.unify(known, axis)
             axes.append(known if all(axis is not None for axis in meeting) else None)
     return op.output(axes, carried(parts, axes))
-
-
-def part_ids(op, value, dim):
-    """The features of one part; a part that cannot shrink gets features that never leave."""
-    axis = op.axis(value, dim)
-    if axis is None:
-        axis = op.fresh_axis(value.shape[dim])
-        op.pin(axis, f"cannot shrink where {op.label} joins it")
-    return axis.ids

@@ -11,7 +11,7 @@ aten = torch.ops.aten
 def resampled(spatial):
     def rule(op):
         x = op.inputs[0]
-        axes = [op.axis(x, d) if d < x.ndim - spatial else None for d in range(x.ndim)]
+        axes = op.axes(x)[: x.ndim - spatial] + [None] * spatial
         for other in op.inputs:
             for d in range(x.ndim - spatial if other is x else 0, other.ndim):
                 op.pin(op.axis(other, d), f"is a spatial axis of {op.label}")
@@ -38,8 +38,7 @@ register_rule(*named("grid_sampler_3d"))(resampled(3))
 def pad(op):
     """Zeros stay zeros, unless a constant is added beside them; new positions on a feature axis never leave."""
     x, sizes = op["self"], op["pad"]
-    mode = op["mode"] if "mode" in op._args else "constant"
-    value = (op["value"] if "value" in op._args else 0) or 0
+    mode, value = op.get("mode", "constant"), op.get("value", 0) or 0
     axes = []
     for d in range(x.ndim):
         back = x.ndim - 1 - d
@@ -55,60 +54,48 @@ def padded_axis(op, axis, before, after, mode):
         op.pin(axis, f"is padded by {op.label}")
         return None
     op.doubt(axis)
-    sides = [op.fresh_axis(n) for n in (before, after)]
-    for side in sides:
-        op.pin(side, f"is padding made by {op.label}")
-    return op.new_axis(torch.cat([sides[0].ids, axis.ids, sides[1].ids]))
+    sides = [op.pinned(op.fresh_axis(n), f"is padding made by {op.label}") for n in (before, after)]
+    return op.joined([(sides[0], before), (axis, len(axis)), (sides[1], after)])
 
 
 def moved(op, dim, change):
-    """The channels' features after ``change`` of their ids; the axes behind them are spatial."""
+    """The channels after ``change`` of their axis; the axes behind them are spatial."""
     x = op.inputs[0]
-    axes = [op.axis(x, d) for d in range(dim + 1)] + [None] * (op.node.meta["val"].ndim - dim - 1)
-    for d in range(dim + 1, x.ndim):
-        op.pin(op.axis(x, d), f"is a spatial axis of {op.label}")
-    if axes[dim] is not None:
-        axes[dim] = op.new_axis(change(axes[dim].ids))
+    axes = op.axes(x)[: dim + 1] + [None] * (len(op.shape) - dim - 1)
+    for axis in op.axes(x)[dim + 1 :]:
+        op.pin(axis, f"is a spatial axis of {op.label}")
+    axes[dim] = change(axes[dim])
     return op.output(axes, carried([x], axes))
-
-
-def as_one(op, ids, size):
-    """Every ``size`` neighbours become one feature."""
-    ids = ids.reshape(-1, size)
-    op.unify_ids(ids[:, :1].expand_as(ids).reshape(-1), ids.reshape(-1))
-    return ids[:, 0]
 
 
 @register_rule(aten.pixel_shuffle.default)
 def pixel_shuffle(op):
     """r * r channels become the pixels of one: they leave together."""
-    return moved(op, op.inputs[0].ndim - 3, lambda ids: as_one(op, ids, op["upscale_factor"] ** 2))
+    return moved(op, op.inputs[0].ndim - 3, lambda axis: op.tie(axis, op["upscale_factor"] ** 2, True))
 
 
 @register_rule(aten.pixel_unshuffle.default)
 def pixel_unshuffle(op):
-    return moved(op, op.inputs[0].ndim - 3, lambda ids: ids.repeat_interleave(op["downscale_factor"] ** 2))
+    return moved(op, op.inputs[0].ndim - 3, lambda axis: op.interleaved(axis, op["downscale_factor"] ** 2))
 
 
 @register_rule(aten.im2col.default)
 def im2col(op):
     kernel = op["kernel_size"]
-    return moved(op, op.inputs[0].ndim - 3, lambda ids: ids.repeat_interleave(kernel[0] * kernel[1]))
+    return moved(op, op.inputs[0].ndim - 3, lambda axis: op.interleaved(axis, kernel[0] * kernel[1]))
 
 
 @register_rule(aten.col2im.default)
 def col2im(op):
     kernel = op["kernel_size"]
-    return moved(op, op.inputs[0].ndim - 2, lambda ids: as_one(op, ids, kernel[0] * kernel[1]))
+    return moved(op, op.inputs[0].ndim - 2, lambda axis: op.tie(axis, kernel[0] * kernel[1], True))
 
 
 @register_rule(*named("channel_shuffle", "native_channel_shuffle"))
 def channel_shuffle(op):
     """The j-th channels of all groups become neighbours, and leave together."""
     x, groups = op.inputs[0], op["groups"]
-    axes = [op.axis(x, d) for d in range(x.ndim)]
-    if axes[1] is not None:
-        ids = axes[1].ids.reshape(groups, -1)
-        op.unify_ids(ids[:1].expand_as(ids).reshape(-1), ids.reshape(-1))
-        axes[1] = op.new_axis(ids.t().reshape(-1))
+    axes = op.axes(x)
+    op.tie(axes[1], x.shape[1] // groups)
+    axes[1] = op.rearranged(axes[1], lambda ids: ids.reshape(groups, -1).t().reshape(-1))
     return op.output(axes, carried([x], axes))

@@ -1,5 +1,7 @@
 """Small helpers on masks of zero positions; None stands for a mask that is False everywhere."""
 
+from __future__ import annotations
+
 import torch
 
 
@@ -11,6 +13,11 @@ def either(first, second):
 
 def both(first, second):
     return None if first is None or second is None else first & second
+
+
+def changed(mask, change):
+    """The mask at the places where :meth:`Op.rearranged` puts an axis."""
+    return None if mask is None else change(mask)
 
 
 def carried(inputs, axes):
