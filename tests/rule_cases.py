@@ -55,6 +55,7 @@ def after(model, x, dead=(1, 2, 5, 6), warns=False):
     for new, old in zip(outputs(model, x), before, strict=True):
         assert float((new - old).abs().max()) <= 1e-12 * max(float(old.abs().max()), 1.0)
     model(x).square().sum().backward()
+    gc.plan()  # a rule that took a size from the trace fails at today's
     return sum(removed.values()), text
 
 

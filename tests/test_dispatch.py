@@ -50,10 +50,11 @@ def batch_of(path, kind, rows, dtype=torch.float32, columns=24, features=16):
 
 
 def unfused(layer, x):
+    weight, bias = layer.raw("weight"), layer.raw("bias")
     if isinstance(layer, nn.Linear):
-        y = F.linear(x, layer.weight, layer.bias) * torch.relu(layer.theta)
+        y = F.linear(x, weight, bias) * torch.relu(layer.theta)
     else:
-        y = layer._conv_forward(x, layer.weight, layer.bias) * torch.relu(layer.theta)[:, None, None]
+        y = layer._conv_forward(x, weight, bias) * torch.relu(layer.theta)[:, None, None]
     return torch.relu(y) if layer.activation else y
 
 
@@ -149,7 +150,7 @@ def test_dead_features_give_zeros_on_every_path(path, poison, kind):
     dead = ~layer.alive
     x, grad = batch_of(path, kind, 5)
     clean = step(layer, layer, x, grad)
-    with torch.no_grad():
+    with torch.no_grad(), sn.unfolded():
         layer.weight[dead] = layer.bias[dead] = poison
     out, dx, *gradients = step(layer, layer, x, grad)
     assert (out[:, dead] == 0).all() and all((g[dead] == 0).all() for g in gradients)
@@ -241,7 +242,7 @@ def test_transforms_of_networks_of_any_width(width):
 
 def test_dead_rows_stay_out_of_gradients_through_vmap():
     layer = sn.FilteredLinear(200, 200)
-    with torch.no_grad():
+    with torch.no_grad(), sn.unfolded():
         layer.theta[0], layer.weight[0], layer.bias[0] = -1, float("nan"), float("nan")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -1,6 +1,7 @@
 import pickle
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 import torch.nn.utils.prune
 from networks import conv_net, kill, mlp, relative
 from torch import nn
+from torch.nn.utils import parametrizations
 
 import shrinknets_fast as sn
 
@@ -258,3 +260,64 @@ def test_pruning_has_to_be_settled_first():
     nn.utils.prune.l1_unstructured(model[0], "weight", 0.3)
     with pytest.raises(sn.ShrinkError, match="^fold_filters: 0 has a weight or bias that"):
         sn.fold_filters(model)
+
+
+class Counting(nn.Module):
+    """A parametrization that keeps count of how often it is read in training, and gives another weight each time."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("reads", torch.zeros((), dtype=torch.float64))
+
+    def forward(self, weight):
+        if self.training:
+            self.reads += 1
+        return weight * (1 + 0.1 * self.reads)
+
+
+def counted(layer):
+    torch.nn.utils.parametrize.register_parametrization(layer, "weight", Counting())
+    return layer
+
+
+PARAMETRIZED = {
+    "spectral_norm": parametrizations.spectral_norm,
+    "weight_norm": parametrizations.weight_norm,
+    "orthogonal": parametrizations.orthogonal,
+    "counting": counted,
+    "old spectral_norm": torch.nn.utils.spectral_norm,
+    "old weight_norm": torch.nn.utils.weight_norm,
+}
+
+
+def parametrized_net(make):
+    torch.manual_seed(0)
+    first, second, last = nn.Linear(6, 24), nn.Linear(24, 10), nn.Linear(10, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # the old ones say that they are
+        layers = [make(layer) for layer in (first, second, last)]
+    model = nn.Sequential(layers[0], nn.ReLU(), sn.Filter(24), layers[1], nn.Sigmoid(), sn.Filter(10), layers[2])
+    with torch.no_grad():  # statistics lag behind the weights, as in training
+        for p in model.parameters():
+            p.add_(0.3 * torch.randn_like(p))
+    return model.double()
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", PARAMETRIZED)
+def test_parametrized_neighbours_are_not_read_with_effects(name, training):
+    """No power iteration and no count: the fold, the trace and a collection leave what the next forward would read."""
+    model = parametrized_net(PARAMETRIZED[name]).train(training)
+    kill(model)
+    x = torch.randn(4, 6, dtype=torch.float64)
+    twin = parametrized_net(PARAMETRIZED[name]).train(training)  # no deepcopy: torch refuses it for the old weight_norm
+    twin.load_state_dict(model.state_dict())
+    expected = twin(x).detach()
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    gc = sn.GarbageCollector(model, x)
+    plain = sn.fold_filters(model)
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+    assert plain.training == training and relative(plain(x), expected) < 1e-12
+    gc.collect()
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items() if v.shape == state[k].shape)
+    assert relative(model(x), expected) < 1e-12

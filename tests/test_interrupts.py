@@ -6,7 +6,7 @@ import torch
 from networks import kill
 
 import shrinknets_fast as sn
-from shrinknets_fast.graph import apply
+from shrinknets_fast import work as work_of_a_collection
 from shrinknets_fast.interrupts import uninterrupted
 
 pytestmark = pytest.mark.usefixtures("ctrl_c")
@@ -42,14 +42,14 @@ def test_ctrl_c_in_a_collection_leaves_a_whole_model(monkeypatch):
     x = torch.randn(4, 5)
     kill(model)
     before, gc = model(x), sn.GarbageCollector(model, x)
-    compact = apply.compact_
+    compact = work_of_a_collection.compact_
 
     def interrupted(work):
         compact(work[:1])
         signal.raise_signal(signal.SIGINT)
         compact(work[1:])
 
-    monkeypatch.setattr(apply, "compact_", interrupted)
+    monkeypatch.setattr(work_of_a_collection, "compact_", interrupted)
     with pytest.raises(KeyboardInterrupt):
         gc.collect()
     assert len(model[0].theta) < 20

@@ -52,9 +52,7 @@ def test_no_feature_revives_in_2000_steps(name):
     torch.manual_seed(0)
     model = mlp(width=24, depth=1, dtype=torch.float32)
     optimizer = OPTIMIZERS[name](model.parameters())
-    sn.GarbageCollector(
-        model, torch.randn(4, 16), optimizers=optimizer
-    )  # never asked to collect: its hook is what counts
+    gc = sn.GarbageCollector(model, torch.randn(4, 16), optimizers=optimizer)  # its hooks are what counts
     died = torch.zeros(24, dtype=torch.bool)
     revived = []
 
@@ -64,7 +62,7 @@ def test_no_feature_revives_in_2000_steps(name):
         died.logical_or_(~alive)
 
     train(model, optimizer, 2000, lam=0.02, after=look, schedule=warm_up(optimizer))
-    assert not any(revived)
+    assert not any(revived) and not gc.state_dict()["steps"]
     assert 0 < int(died.sum())
     assert (model[0].theta[died] == 0).all()
 

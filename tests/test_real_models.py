@@ -144,7 +144,7 @@ def test_a_compiled_model_shrinks_and_runs_on():
 
 def test_parameters_that_share_memory_without_being_one_are_refused():
     model = nn.Sequential(sn.FilteredLinear(6, 6, bias=False), nn.Linear(6, 6, bias=False), nn.Linear(6, 2)).double()
-    model[1].weight = nn.Parameter(model[0].weight.detach().t())
+    model[1].weight = nn.Parameter(model[0].raw("weight").detach().t())
     gc = sn.GarbageCollector(model, torch.randn(4, 6, dtype=torch.float64))
     kill(model)
     with pytest.raises(sn.ShrinkError, match="shares its memory with"):

@@ -131,6 +131,6 @@ def test_mlp_is_the_papers():
     torch.manual_seed(0)
     model = build(Namespace(model="mlp", width=400, depth=1), (1, 20, 20))
     bound = (2 * 6 / 800) ** 0.5  # Xavier-uniform, gain sqrt(2)
-    assert model.hidden1.weight.abs().max().item() == pytest.approx(bound, rel=1e-3)
+    assert model.hidden1.raw("weight").abs().max().item() == pytest.approx(bound, rel=1e-3)
     assert not model.hidden1.bias.any()
     assert 0 < model.hidden1.theta.min() < 0.02 and 0.98 < model.hidden1.theta.max() <= 1

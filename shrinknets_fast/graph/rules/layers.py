@@ -75,12 +75,12 @@ def embedding(op):
 def glu(op):
     """First half times the sigmoid of the second: the j-th features of both leave together."""
     x, dim = op["self"], op["dim"] % op["self"].ndim
-    axes, half = op.axes(x), x.shape[dim] // 2
-    axes[dim] = op.tie(axes[dim], half)
+    axes = op.axes(x)
+    axes[dim] = op.tie(axes[dim], x.shape[dim] // 2)
 
     def zero(zeros):
         known = zeros.of(x)
-        known[dim] = changed(known[dim], lambda mask: mask[:half])
+        known[dim] = changed(known[dim], lambda mask: mask[: len(mask) // 2])
         return known
 
     return op.output(axes, zero)

@@ -1,0 +1,150 @@
+"""Optimizers from other packages: after a removal they go on as if the dead were there, or it was said before the first step.
+
+Needs what ``pip install '.[sweep]'`` brings; a package that is not there has no cases.
+"""
+
+import copy
+import importlib
+import inspect
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import shrinknets_fast as sn
+
+pytestmark = pytest.mark.slow
+TOLERANCE = 1e-6  # of float64 outputs of size 1, after ten steps
+STEPS, REMOVAL = 10, 5
+# Their own step needs what no gradient of a filtered layer gives, or another calling convention than step() or step(closure).
+ANOTHER_LOOP = {"BSAM", "SAM", "GSAM", "WSAM", "LookSAM", "FriendlySAM", "PCGrad", "SPlus", "DynamicLossScaler"}
+
+
+def importable(name):
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None
+
+
+def classes_of(package, base=torch.optim.Optimizer):
+    """{name: maker of an optimizer for named parameters}"""
+    module = importable(package)
+    found = {}
+    for name, kind in vars(module).items() if module else ():
+        if inspect.isclass(kind) and issubclass(kind, base) and kind is not base and name not in ANOTHER_LOOP:
+            found[f"{package}.{name}"] = lambda model, kind=kind: made(kind, model)
+    return found
+
+
+def made(kind, model):
+    """With its own defaults, and a learning rate where it has none."""
+    needs = inspect.signature(kind).parameters
+    rate = {"lr": 1e-3} if "lr" in needs and needs["lr"].default is inspect.Parameter.empty else {}
+    return kind(list(model.parameters()), **rate)
+
+
+def makers():
+    found = classes_of("torch.optim") | classes_of("pytorch_optimizer") | classes_of("schedulefree")
+    found |= classes_of("prodigyopt") | classes_of("lion_pytorch") | classes_of("heavyball")
+    if timm := importable("timm.optim"):
+        for name in timm.list_optimizers():
+            found[f"timm.{name}"] = lambda model, name=name: timm.create_optimizer_v2(model, opt=name, lr=1e-3)
+    if accelerate := importable("accelerate"):
+        found["accelerate.AdamW"] = lambda model: accelerate.Accelerator(cpu=True).prepare(
+            torch.optim.AdamW(model.parameters())
+        )
+    return found
+
+
+MAKERS = makers()
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = sn.FilteredConv2d(2, 12, 3, activation="relu")
+        self.hidden = sn.FilteredLinear(12 * 16, 24, activation="relu")
+        self.out = nn.Linear(24, 4)
+
+    def forward(self, x):
+        return self.out(self.hidden(self.conv(x).flatten(1)))
+
+
+def steps(model, optimizer, batches):
+    """The loss of each batch; the optimizer's own random numbers are the same for every model."""
+    losses = []
+    for k, x in enumerate(batches):
+        torch.manual_seed(k)
+
+        def closure(x=x):
+            optimizer.zero_grad()
+            loss = model(x).square().mean()
+            loss.backward()
+            return loss
+
+        losses.append(closure().detach())
+        try:
+            optimizer.step()
+        except TypeError:
+            optimizer.step(closure)
+    return torch.stack(losses)
+
+
+def trains_plainly(maker):
+    """Whether it works in this loop on a network without filters, whatever its reason."""
+    torch.manual_seed(0)
+    model = sn.fold_filters(Net().double())
+    try:
+        optimizer = prepared(maker, model)
+        return bool(steps(model, optimizer, torch.randn(3, 4, 2, 6, 6, dtype=torch.float64)).isfinite().all())
+    except Exception:
+        return False
+
+
+def prepared(maker, model):
+    optimizer = maker(model)
+    if hasattr(optimizer, "train"):
+        optimizer.train()
+    return optimizer
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_exact_or_said(name, record_property):
+    if not trains_plainly(MAKERS[name]):
+        pytest.skip(f"{name} needs more than step() or step(closure) with its own defaults on a float64 network")
+    torch.manual_seed(0)
+    model = Net().double()
+    masked = copy.deepcopy(model)
+    batches = torch.randn(STEPS, 4, 2, 6, 6, dtype=torch.float64)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        optimizers = [prepared(MAKERS[name], m) for m in (model, masked)]
+        try:
+            gc = sn.GarbageCollector(model, batches[0], optimizers=optimizers[0])
+            guard = sn.GarbageCollector(masked, batches[0], optimizers=optimizers[1])  # noqa: F841  never collects
+        except sn.ShrinkError as error:
+            assert "\n" not in str(error) and "optimizer" in str(error)
+            return record_property("outcome", f"refused: {error}")
+    told = [str(w.message) for w in said if issubclass(w.category, UserWarning) and "statistics" in str(w.message)]
+    told += [str(w.message) for w in said if "could not be tried" in str(w.message)]
+    losses = [steps(m, o, batches[:REMOVAL]) for m, o in zip((model, masked), optimizers, strict=True)]
+    if told and not torch.allclose(*losses):  # draws numbers of its own
+        return record_property("outcome", f"warned, not repeatable: {told[0]}")
+    torch.testing.assert_close(*losses, rtol=1e-12, atol=1e-12)
+    with torch.no_grad():
+        for m in (model, masked):
+            m.conv.theta[1:4] = 0
+            m.hidden.theta[::3] = 0
+    try:
+        removed = gc.collect().removed
+    except sn.ShrinkError as error:
+        assert told and "\n" not in str(error), f"refused at the removal, and nothing was said before: {error}"
+        return record_property("outcome", f"warned, refused at the removal: {error}")
+    assert removed == {"conv": 3, "hidden": 8}
+    losses = [steps(m, o, batches[REMOVAL:]) for m, o in zip((model, masked), optimizers, strict=True)]
+    drift = float((losses[0] - losses[1]).abs().max() / losses[1].abs().max())
+    record_property("outcome", f"{'warned' if told else 'exact'}, differs by {drift:.1e}")
+    assert told or drift < TOLERANCE
+    return None
