@@ -145,10 +145,8 @@ def test_the_kernels_need_nothing_of_python():
 @pytest.mark.skipif(not HAS_CUDA_LIBRARY, reason="needs a build with nvcc")
 def test_device_code_for_every_architecture():
     """What it uses is nvcc's choice: the build warns where a kernel needs local memory."""
-    if not shutil.which("cuobjdump"):
-        pytest.skip("needs cuobjdump")
-    library = FOLDER / "_C_cuda.so"
-    elf = subprocess.run(["cuobjdump", "--list-elf", library], capture_output=True, text=True, check=True).stdout
+    cuobjdump = shutil.which("cuobjdump") or pytest.importorskip("triton.knobs").nvidia.cuobjdump.path
+    elf = runs([cuobjdump, "--list-elf", FOLDER / "_C_cuda.so"], FOLDER).stdout
     for architecture in _build_info.build_info()["architectures"].split():
         assert f"sm_{architecture.removesuffix('-real')}" in elf
 
