@@ -1,6 +1,6 @@
 # Every target works on its own on a machine with python3 (3.11 or newer) with venv, g++ and make; nvcc is optional.
-# Overridable: PYTHON, VENV, PIP (e.g. PIP="... --index-url ..."), TORCH (e.g. TORCH=torch==2.11.0), OUT (of demo and bench);
-# for bench also QUICK=1 and DATA (where torchvision's data sets lie).
+# Overridable: PYTHON, VENV, PIP (e.g. PIP="... --index-url ..."), TORCH (e.g. TORCH="torch==2.11.0 torchvision"),
+# OUT (of demo and bench); for bench also QUICK=1 and DATA (where torchvision's data sets lie).
 
 PYTHON ?= python3
 VENV ?= .venv

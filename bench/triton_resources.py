@@ -1,6 +1,8 @@
 """Compiles every Triton kernel ahead of time, without a GPU, and says what it uses: ``python -m bench.triton_resources``.
 
-Writes docs/triton.md; ``--json`` prints the rows instead. A spill is a failure. What is compiled is in triton_cases.py.
+Writes the installed Triton's section of docs/triton.md; ``--compare`` compares with it instead, ``--json`` prints the rows.
+Registers and spills are the compiler's choice, so they are compared with the same version's only. What is compiled is in
+triton_cases.py.
 """
 
 import argparse
@@ -16,13 +18,20 @@ from pathlib import Path
 from .triton_cases import cases
 
 ARCHITECTURES = (80, 90)
+NUMBERS = ("registers", "shared", "spills")
 DOCUMENT = Path(__file__).parent.parent / "docs" / "triton.md"
 HEAD = """# What the Triton kernels use
 
-Written by `python -m bench.triton_resources`, without a GPU: every kernel, compiled ahead of time with Triton {version} for
-every dtype and block size that a launch can choose. Blocks are M x N x K, warps, stages. Registers are per thread, shared memory
-is bytes per program; `wgmma` says whether products run on Hopper's warp-group instructions. `tests/test_triton_compile.py`
-fails on a spill.
+Written by `python -m bench.triton_resources`, without a GPU: every kernel, compiled ahead of time for every dtype and block size
+that a launch can choose; a section for each version of Triton that it ran with. Blocks are M x N x K, warps, stages. Registers
+and bytes of spills are per thread, bytes of shared memory per program; `wgmma` says whether products run on Hopper's warp-group
+instructions. `tests/test_triton_compile.py` demands of every version that each kernel compiles, fits and uses `wgmma`, and of the
+versions below that no number grows.
+"""
+SECTION = """
+## Triton {version}
+
+{spilling} of {total} rows spill, {most} bytes at most.
 
 | kernel | dtype | blocks | sm | registers | shared | spills | wgmma |
 | --- | --- | --- | --- | --- | --- | --- | --- |
@@ -76,30 +85,81 @@ def rows(quick=False):
         return pool.map(row, tasks, chunksize=1)
 
 
-def document(rows, version):
-    lines = [
-        f"| {r['kernel']} | {r['dtype']} | {'x'.join(map(str, r['blocks'][:3]))}, {r['blocks'][3]}, {r['blocks'][4]} "
-        f"| {r['sm']} | {r['registers']} | {r['shared']:,} | {r['spills']} | {'yes' if r['wgmma'] else ''} |"
-        for r in rows
-    ]
-    return HEAD.format(version=version) + "\n".join(lines) + "\n"
+def key(row):
+    """What a row is about. Not unique: rows are in the order of the cases."""
+    return row["kernel"], row["dtype"], tuple(row["blocks"]), row["sm"]
+
+
+def line(row):
+    *sizes, warps, stages = row["blocks"]
+    blocks = f"{'x'.join(map(str, sizes))}, {warps}, {stages}"
+    cells = [row["kernel"], row["dtype"], blocks, row["sm"], row["registers"], f"{row['shared']:,}", row["spills"]]
+    return f"| {' | '.join(map(str, cells))} | {'yes' if row['wgmma'] else ''} |"
+
+
+def parsed(line):
+    """The row that ``line`` was made of."""
+    kernel, dtype, blocks, *numbers, wgmma = (cell.strip() for cell in line.split("|")[1:-1])
+    sm, registers, shared, spills = (int(number.replace(",", "")) for number in numbers)
+    blocks = [int(size) for size in re.findall(r"\d+", blocks)]
+    row = {"kernel": kernel, "dtype": dtype, "blocks": blocks, "sm": sm, "registers": registers, "shared": shared}
+    return {**row, "spills": spills, "wgmma": wgmma == "yes"}
+
+
+def document(tables):
+    """The text of docs/triton.md for {version of Triton: rows}, the newest version first."""
+    text = HEAD
+    for version in sorted(tables, key=lambda v: [int(n) for n in re.findall(r"\d+", v)], reverse=True):
+        rows = tables[version]
+        spills = [row["spills"] for row in rows]
+        counts = {"spilling": sum(map(bool, spills)), "total": len(rows), "most": max(spills)}
+        text += SECTION.format(version=version, **counts) + "\n".join(map(line, rows)) + "\n"
+    return text
+
+
+def written(text=None):
+    """The {version of Triton: rows} of docs/triton.md, or of a ``text`` in its form."""
+    sections = (DOCUMENT.read_text() if text is None else text).split("\n## Triton ")[1:]
+    return {s.split()[0]: [parsed(row) for row in re.findall(r"^\| \w+_kernel \|.*$", s, re.M)] for s in sections}
+
+
+def excess(rows, table):
+    """A line for each number that is more than in the written ``table``. Of fewer variants than written, numbers may be less."""
+    if [key(row) for row in rows] != [key(row) for row in table]:
+        return [f"{DOCUMENT.name} is of other kernels or blocks than these: write it anew"]
+    pairs = [(row, old, name) for row, old in zip(rows, table, strict=True) for name in NUMBERS]
+    return [f"{line(row)} {name}: {old[name]} written" for row, old, name in pairs if row[name] > old[name]]
 
 
 def main():
     parser = argparse.ArgumentParser(prog="python -m bench.triton_resources", description=__doc__.split("\n")[0])
     parser.add_argument("--json", action="store_true", help="print the rows as JSON and write nothing")
+    parser.add_argument(
+        "--compare", action="store_true", help="write nothing; status 1 if a number grew, 2 if this Triton has no table"
+    )
     parser.add_argument("--quick", action="store_true", help="each case's first variant only: bias and relu")
     arguments = parser.parse_args()
+    if arguments.quick and not (arguments.json or arguments.compare):
+        parser.error("--quick is for --json and --compare: the document is of all variants")
     os.environ.pop("TRITON_INTERPRET", None)  # an interpreted kernel cannot be compiled
-    import triton
+    from triton import __version__ as version
 
+    tables = written()
+    if arguments.compare and version not in tables:
+        print(f"{DOCUMENT} has no table of Triton {version}, only of {', '.join(tables)}")
+        return 2
     found = rows(arguments.quick)
     if arguments.json:
         print(json.dumps(found))
-    else:
-        DOCUMENT.write_text(document(found, triton.__version__))
-        print(f"{len(found)} rows in {DOCUMENT}")
-    return int(any(row["spills"] for row in found))
+    elif arguments.compare:
+        grown = excess(found, tables[version])
+        print(*grown, f"{len(grown)} numbers are more than written for Triton {version}", sep="\n")
+        return int(bool(grown))
+    else:  # a table of kernels that are no more says nothing of these
+        kept = {v: t for v, t in tables.items() if [key(row) for row in t] == [key(row) for row in found]}
+        DOCUMENT.write_text(document({**kept, version: found}))
+        print(f"{len(found)} rows of Triton {version} in {DOCUMENT}")
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Every Triton kernel compiles ahead of time for compute capabilities 8.0 and 9.0, without a GPU."""
 
+import importlib.metadata
 import json
 import os
 import re
@@ -8,6 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from bench import triton_resources
 
 pytest.importorskip("triton.backends.nvidia")
 ROOT = Path(__file__).parent.parent
@@ -25,10 +28,15 @@ def compiled(*arguments):
 def check(rows):
     assert {row["sm"] for row in rows} == {80, 90}
     for row in rows:
-        assert row["spills"] == 0 and row["registers"] <= 255, row
+        assert row["registers"] <= 255, row
         assert row["shared"] <= {80: 163 * 1024, 90: 227 * 1024}[row["sm"]], row
         if row["dtype"] in ("float16", "bfloat16"):  # a kernel that finishes sums multiplies nothing
             assert row["wgmma"] == (row["sm"] == 90 and "finish" not in row["kernel"]), row
+
+
+def of_this_triton(rows):
+    """The document's rows of the installed Triton, or ``rows`` themselves where it has none: spills are a compiler's choice."""
+    return triton_resources.written().get(importlib.metadata.version("triton"), rows)
 
 
 def test_every_kernel_in_its_most_demanding_variant():
@@ -38,12 +46,27 @@ def test_every_kernel_in_its_most_demanding_variant():
         k for f in kernels for k in re.findall(r"def (\w+_kernel)\(", f.read_text())
     }
     check(rows)
+    for table in triton_resources.written().values():  # the numbers are a version's, the kernels and blocks are not
+        assert [triton_resources.key(row) for row in table] == [triton_resources.key(row) for row in rows]
+    assert not triton_resources.excess(rows, of_this_triton(rows))
 
 
 @pytest.mark.slow
-def test_every_variant_and_the_table_in_the_docs():
+def test_every_variant_uses_what_the_docs_say():
     rows = compiled()
     check(rows)
-    written = (ROOT / "docs" / "triton.md").read_text()
-    for row in rows:  # the numbers are another Triton's where the version differs, the kernels are not
-        assert f"| {row['kernel']} | {row['dtype']} | {'x'.join(map(str, row['blocks'][:3]))}, " in written
+    assert rows == of_this_triton(rows)
+
+
+def test_the_document_is_read_as_it_was_written():
+    tables = triton_resources.written()
+    assert triton_resources.document(tables) == triton_resources.DOCUMENT.read_text()
+    assert all(len(table) == len(next(iter(tables.values()))) > 100 for table in tables.values())
+
+
+def test_a_number_that_grew_is_named():
+    table = next(iter(triton_resources.written().values()))[:3]
+    more, less = [{**row, "spills": row["spills"] + change} for row, change in zip(table[:2], (8, -8), strict=True)]
+    (grown,) = triton_resources.excess([more, less, table[2]], table)
+    assert table[0]["kernel"] in grown and grown.endswith(f"spills: {table[0]['spills']} written")
+    assert "write it anew" in triton_resources.excess(table[:2], table)[0]
