@@ -1,10 +1,8 @@
 """What the collector checks of its options, and of a model before it touches it."""
 
-import warnings
-
 import torch
 
-from .errors import ShrinkError
+from .errors import ShrinkError, warn
 from .filters import HOW, named_filters
 
 
@@ -37,7 +35,7 @@ def check_storages(model, planned):
 def warn_of_no_effect(model, optimizers):
     """What no optimizer has does not move: thetas cannot die, and weights left out beside their theta were hardly meant to be."""
     if not named_filters(model):
-        warnings.warn(f"{type(model).__name__} has no filters, so nothing can die; {HOW}", stacklevel=4)
+        warn(f"{type(model).__name__} has no filters, so nothing can die; {HOW}")
     if not optimizers:
         return
     held = {id(p) for optimizer in optimizers for p in optimizer.parameters()}
@@ -50,7 +48,7 @@ def warn_of_no_effect(model, optimizers):
             why = f"it will not be trained; take it from parameters(), {type(module).__name__}.{missing[0]} is computed"
         else:
             continue
-        warnings.warn(f"{name}.{missing[0]} is in none of the optimizers: {why}", stacklevel=4)
+        warn(f"{name}.{missing[0]} is in none of the optimizers: {why}")
         return
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 
@@ -17,7 +16,7 @@ from .companions.guard import Guard
 from .compiled import Compiled
 from .depth.closing import can_close_copies, closed_branches, take_out
 from .depth.gated import Gated
-from .errors import ShrinkError
+from .errors import ShrinkError, warn
 from .graph.explain import explain
 from .graph.modules import make_persistent
 from .graph.plan import Plan
@@ -234,7 +233,7 @@ class GarbageCollector:
                     if lookup(model, name) is not None:
                         make_persistent(model, name)
         for name in plan.padded:
-            warnings.warn(f"{name}: all its features are dead; one stays as padding", stacklevel=3)
+            warn(f"{name}: all its features are dead; one stays as padding")
         self._compiled.reset()
         for callback in list(self._callbacks.values()):
             for hub in plan.hubs:

@@ -1,14 +1,12 @@
 """Filters for an existing model: each where a dead feature would be removable, and nowhere else."""
 
-import warnings
-
 import torch
 from torch import nn
 
 from .coverage import all_dead
 from .depth.branches import find_branches
 from .depth.gated import Gated
-from .errors import ShrinkError
+from .errors import ShrinkError, warn
 from .filters import leave_fast_paths, named_filters
 from .graph.coverage import coverage_of
 from .graph.places import candidates, find_places
@@ -99,7 +97,7 @@ def warn_of_the_rest(model, covered):
         else f"{name} got no filter"
     )
     reasons = "; ".join(covered.first_reasons())
-    warnings.warn(f"add_filters: {share}. What keeps the rest: {reasons}. See shrinknets_fast.coverage", stacklevel=3)
+    warn(f"add_filters: {share}. What keeps the rest: {reasons}. See shrinknets_fast.coverage")
 
 
 def filtered_features(model, network):

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import copy
-import warnings
 
 import torch
 from torch import nn
 
-from .errors import ShrinkError
+from .errors import ShrinkError, warn
 from .filters import named_filters
 
 
@@ -26,10 +25,9 @@ class CheckedSave:
 
     def __call__(self, *args, **kwargs):
         if named_filters(self.model):
-            warnings.warn(
+            warn(
                 "save_pretrained keeps weights and thetas apart, and from_pretrained drops the thetas: open it with add_filters "
                 "and shrinknets_fast.load_state_dict, or save what fold_filters(model) gives",
-                stacklevel=2,
             )
         elif (found := first_misfit(self.model)) is not None:
             name, shape, expected = found

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
-
 import torch
 
-from ..errors import ShrinkError
+from ..errors import ShrinkError, warn
 from .copies import Copies
 from .optimizers import checked_optimizers
 from .state import Member
@@ -45,7 +43,7 @@ class Companions:
                     self._told = True
                     words = f"{name}: {int(held.sum())} of {len(theta)} features are dead and wait for a copy that is followed"
                     level = f"where theta is up to {float(copy[held.to(copy.device)].max()):.2g}"
-                    warnings.warn(f"{words}, {level}; follow_dead='drop' does not wait", stacklevel=4)
+                    warn(f"{words}, {level}; follow_dead='drop' does not wait")
                     return
 
     def members(self, name: str, tensor: torch.Tensor) -> list[Member]:

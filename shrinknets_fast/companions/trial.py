@@ -4,11 +4,9 @@ So the kinds of its state are known before it has any, and a step that uses stat
 ratio) gives itself away: once the dead have left, the rest moves on differently.
 """
 
-import warnings
-
 import torch
 
-from ..errors import ShrinkError
+from ..errors import ShrinkError, warn
 from ..graph.draws import same_draws
 from ..ops.compact import compact_
 from .optimizers import parts_of
@@ -40,13 +38,13 @@ def try_out(followed):
                 continue
             why = (str(error).splitlines() or [type(error).__name__])[0][:200]
             words = f"{name} could not be tried ({why}): whether its state can be followed shows when features leave"
-            warnings.warn(words, stacklevel=4)
+            warn(words)
             continue
         for key, layout in layouts:
             followed.layouts.setdefault(key, []).append(layout)
         if drift:
             words = f"{name} steps by statistics of whole tensors: after a removal the rest goes on differently"
-            warnings.warn(f"{words} (in a trial by {drift:.2g} of a step)", stacklevel=4)
+            warn(f"{words} (in a trial by {drift:.2g} of a step)")
 
 
 def trial(optimizer):

@@ -1,12 +1,11 @@
 """Both traced modes read into one description: what each op makes and reads, and how zeros pass through it."""
 
 import operator
-import warnings
 from dataclasses import dataclass, field
 
 import torch
 
-from ..errors import ShrinkError
+from ..errors import ShrinkError, warn
 from . import rules
 from .features import FeatureSpace
 from .module_op import ModuleOp, module_calls
@@ -42,7 +41,7 @@ class Network:
             self._read_graph(mode)
         if self.unknown:
             names = ", ".join(sorted(self.unknown))
-            warnings.warn(f"no rule for {names}: what reaches it is kept alive (see register_rule)", stacklevel=4)
+            warn(f"no rule for {names}: what reaches it is kept alive (see register_rule)")
         self.features.settle()
 
     def bind(self, name, tensor):

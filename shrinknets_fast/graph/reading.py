@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 import weakref
 
 import torch
 from torch.utils import _pytree as pytree
 
 from ..checks import check_gradients
-from ..errors import ShrinkError
+from ..errors import ShrinkError, warn
 from ..filters import leave_fast_paths, named_filters
 from ..watch import Watch
 from .hub import Hub, find_hubs
@@ -93,7 +92,7 @@ class Reading:
             raise error
         for hub, why in found:
             self.network.features.pin(self.network.features.axis(hub.ids), why)
-            warnings.warn(f"{hub.name} keeps its {len(hub)} features: {why}", stacklevel=4)
+            warn(f"{hub.name} keeps its {len(hub)} features: {why}")
 
     def _failure(self, ids: torch.Tensor, hub: Hub) -> str | None:
         left = len(hub) - int(torch.isin(hub.ids, ids).sum())
