@@ -1,10 +1,11 @@
-// The arguments of filter and filter_backward, checked once for both devices, and how a tensor is laid out for them.
+// What filter and filter_backward do on any device: checks, outputs, layouts, dtypes. A device adds its kernels.
 #pragma once
 
 #include "scalar.h"
 #include "tensors.h"
 
 #include <algorithm>
+#include <tuple>
 
 namespace shrinknets {
 
@@ -87,6 +88,60 @@ inline Blocks make_blocks(const Tensor& x, const Tensor& theta, int64_t dim) {
     blocks.inner = x.numel();
   }
   return blocks;
+}
+
+// launch(device, relu, acc, blocks, x, out, theta): relu is a constant (see with_flag), acc a Type.
+template <typename Device, typename Launch>
+Tensor filter_on(const Tensor& x, const Tensor& theta, int64_t dim, bool relu, const Launch& launch) {
+  dim = check_filter("filter", x, theta, dim);
+  const Device device(x);
+  Tensor y = empty_like(x, x.scalar_type());
+  if (x.numel() == 0) {
+    return y;
+  }
+  const Tensor from = laid_out_as(x, y, x.scalar_type());
+  const Blocks blocks = make_blocks(y, theta, dim);
+  const Tensor values = dense(theta);
+  dispatch(x.scalar_type(), [&](auto t) {
+    using T = typename decltype(t)::type;
+    const T* in = static_cast<const T*>(from.data_ptr());
+    T* out = static_cast<T*>(y.data_ptr());
+    with_flag(relu, [&](auto flag) {
+      if (is_double(theta)) {
+        launch(device, flag, Type<double>{}, blocks, in, out, Vector(values));
+      } else {
+        launch(device, flag, Type<acc_t<T>>{}, blocks, in, out, Vector(values));
+      }
+    });
+  });
+  return y;
+}
+
+// launch(device, relu, blocks, grad, x, dx, theta, dtheta). With relu, x is the op's output.
+template <typename Device, typename Launch>
+std::tuple<Tensor, Tensor> filter_backward_on(const Tensor& grad, const Tensor& x, const Tensor& theta, int64_t dim,
+                                              bool relu, const Launch& launch) {
+  dim = check_filter_backward(grad, x, theta, dim);
+  const Device device(x);
+  Tensor dx = empty_like(x, x.scalar_type());
+  Tensor dtheta = empty_vector(theta, theta.numel(), theta.scalar_type());
+  if (x.numel() == 0) {
+    return {dx, torch::stable::zero_(dtheta)};
+  }
+  const Tensor from = laid_out_as(x, dx, x.scalar_type()), upstream = upstream_for(grad, dx, theta);
+  const Blocks blocks = make_blocks(dx, theta, dim);
+  const Tensor values = dense(theta);
+  dispatch(upstream.scalar_type(), [&](auto g) {
+    dispatch(x.scalar_type(), [&](auto t) {
+      using G = typename decltype(g)::type;
+      using T = typename decltype(t)::type;
+      with_flag(relu, [&](auto flag) {
+        launch(device, flag, blocks, static_cast<const G*>(upstream.data_ptr()), static_cast<const T*>(from.data_ptr()),
+               static_cast<T*>(dx.data_ptr()), Vector(values), Vector(dtheta));
+      });
+    });
+  });
+  return {dx, dtheta};
 }
 
 }  // namespace shrinknets

@@ -14,6 +14,11 @@
 
 namespace shrinknets {
 
+// Where a kernel runs, made of a tensor there. The CPU needs nothing; CUDA's has a guard and a stream.
+struct OnCpu {
+  explicit OnCpu(const Tensor&) {}
+};
+
 // torch.empty_like(like, dtype=type): keeps the memory format of a dense tensor.
 inline Tensor empty_like(const Tensor& like, ScalarType type) {
   using torch::stable::detail::from;

@@ -2,7 +2,6 @@
 #include "../filter.h"
 #include "runs.h"
 
-#include <tuple>
 #include <vector>
 
 namespace shrinknets {
@@ -82,11 +81,10 @@ struct Units {
 };
 
 template <typename acc>
-std::vector<acc> scales(const Tensor& theta) {
-  std::vector<acc> result(theta.numel());
-  const Vector values(theta);
-  for (size_t k = 0; k < result.size(); ++k) {
-    result[k] = scale_of<acc>(values, k);
+std::vector<acc> scales(Vector theta, int64_t features) {
+  std::vector<acc> result(features);
+  for (int64_t k = 0; k < features; ++k) {
+    result[k] = scale_of<acc>(theta, k);
   }
   return result;
 }
@@ -112,9 +110,9 @@ void scale_all(const Blocks& blocks, const T* x, T* y, const std::vector<acc>& s
 }
 
 template <bool relu, typename G, typename T>
-void scale_and_reduce(const Blocks& blocks, const G* grad, const T* x, T* dx, const std::vector<acc_t<G, T>>& scale,
-                      std::vector<double>& dtheta) {
+void scale_and_reduce(const Blocks& blocks, const G* grad, const T* x, T* dx, Vector theta, Vector dtheta) {
   using acc = acc_t<G, T>;
+  const std::vector<acc> scale = scales<acc>(theta, blocks.features);
   const Units units(blocks, kColumns);
   std::vector<double> sums(units.parts() * blocks.features, 0.0);
   units.in_parallel([&](const Unit& unit) {
@@ -134,60 +132,29 @@ void scale_and_reduce(const Blocks& blocks, const G* grad, const T* x, T* dx, co
     });
   });
   for (int64_t c = 0; c < blocks.features; ++c) {
+    double sum = 0;
     if (scale[c] != acc(0)) {
       for (int64_t part = 0; part < units.parts(); ++part) {
-        dtheta[c] += sums[part * blocks.features + c];
+        sum += sums[part * blocks.features + c];
       }
-      dtheta[c] /= relu ? scale[c] : acc(1);
+      sum /= relu ? scale[c] : acc(1);
     }
+    dtheta.set<double>(c, sum);
   }
 }
 
 Tensor filter(Tensor x, Tensor theta, int64_t dim, bool relu) {
-  dim = check_filter("filter", x, theta, dim);
-  Tensor y = empty_like(x, x.scalar_type());
-  const Tensor from = laid_out_as(x, y, x.scalar_type());
-  const Blocks blocks = make_blocks(y, theta, dim);
-  const Tensor values = dense(theta);
-  dispatch(x.scalar_type(), [&](auto t) {
-    using T = typename decltype(t)::type;
-    const T* in = static_cast<const T*>(from.data_ptr());
-    T* out = static_cast<T*>(y.data_ptr());
-    with_flag(relu, [&](auto flag) {
-      if (is_double(theta)) {
-        scale_all<flag()>(blocks, in, out, scales<double>(values));
-      } else {
-        scale_all<flag()>(blocks, in, out, scales<acc_t<T>>(values));
-      }
-    });
-  });
-  return y;
+  return filter_on<OnCpu>(x, theta, dim, relu,
+                          [](const OnCpu&, auto flag, auto acc, const Blocks& blocks, auto in, auto out, Vector theta) {
+                            using A = typename decltype(acc)::type;
+                            scale_all<flag()>(blocks, in, out, scales<A>(theta, blocks.features));
+                          });
 }
 
 std::tuple<Tensor, Tensor> filter_backward(Tensor grad, Tensor x, Tensor theta, int64_t dim, bool relu) {
-  dim = check_filter_backward(grad, x, theta, dim);
-  Tensor dx = empty_like(x, x.scalar_type());
-  Tensor dtheta = empty_vector(theta, theta.numel(), theta.scalar_type());
-  const Tensor from = laid_out_as(x, dx, x.scalar_type()), upstream = upstream_for(grad, dx, theta);
-  const Blocks blocks = make_blocks(dx, theta, dim);
-  const Tensor values = dense(theta);
-  std::vector<double> sums(theta.numel(), 0.0);
-  dispatch(upstream.scalar_type(), [&](auto g) {
-    dispatch(x.scalar_type(), [&](auto t) {
-      using G = typename decltype(g)::type;
-      using T = typename decltype(t)::type;
-      with_flag(relu, [&](auto flag) {
-        scale_and_reduce<flag()>(blocks, static_cast<const G*>(upstream.data_ptr()),
-                                 static_cast<const T*>(from.data_ptr()), static_cast<T*>(dx.data_ptr()),
-                                 scales<acc_t<G, T>>(values), sums);
-      });
-    });
+  return filter_backward_on<OnCpu>(grad, x, theta, dim, relu, [](const OnCpu&, auto flag, const auto&... given) {
+    scale_and_reduce<flag()>(given...);
   });
-  const Vector out(dtheta);
-  for (size_t k = 0; k < sums.size(); ++k) {
-    out.set<double>(k, sums[k]);
-  }
-  return {dx, dtheta};
 }
 
 }  // namespace

@@ -2,8 +2,6 @@
 #include "../fold.h"
 #include "runs.h"
 
-#include <tuple>
-
 namespace shrinknets {
 namespace {
 
@@ -52,11 +50,6 @@ void fold_rows(const Rows<2>& rows, const W* weight, O* out, Vector bias, Vector
   });
 }
 
-struct BackwardVectors {
-  Vector grad_bias, bias, theta, dbias, dtheta;
-};
-
-// Rows: 0 = grad_weight, 1 = weight, 2 = dW.
 template <typename G, typename W>
 void fold_rows_backward(const Rows<3>& rows, const G* grad, const W* weight, W* dweight, const BackwardVectors& v) {
   using acc = acc_t<G, W>;
@@ -96,50 +89,13 @@ void fold_rows_backward(const Rows<3>& rows, const G* grad, const W* weight, W* 
 
 std::tuple<Tensor, Tensor> fold(Tensor weight, std::optional<Tensor> bias, Tensor theta,
                                 std::optional<ScalarType> dtype) {
-  check_fold("fold", weight, bias, theta);
-  const ScalarType type = dtype.value_or(weight.scalar_type());
-  check_dtype("fold", "dtype", type);
-  Tensor out = empty_like(weight, type);
-  Tensor out_bias = empty_vector(weight, bias.has_value() ? weight.size(0) : 0, type);
-  weight = widened(weight, type != ScalarType::Double && (is_double(theta) || is_double(bias)));
-  const auto rows = make_rows<2>({&weight, &out});
-  const auto dense_bias = dense(bias);
-  const Tensor dense_theta = dense(theta);
-  dispatch(weight.scalar_type(), [&](auto w) {
-    dispatch(type, [&](auto o) {
-      using W = typename decltype(w)::type;
-      using O = typename decltype(o)::type;
-      fold_rows<W, O>(rows, static_cast<const W*>(weight.data_ptr()), static_cast<O*>(out.data_ptr()),
-                      Vector(dense_bias), Vector(out_bias), Vector(dense_theta));
-    });
-  });
-  return {out, out_bias};
+  return fold_on<OnCpu>(weight, bias, theta, dtype, [](const OnCpu&, const auto&... given) { fold_rows(given...); });
 }
 
 std::tuple<Tensor, Tensor, Tensor> fold_backward(Tensor grad_weight, std::optional<Tensor> grad_bias, Tensor weight,
                                                  std::optional<Tensor> bias, Tensor theta) {
-  check_fold_backward(grad_weight, grad_bias, weight, bias, theta);
-  Tensor dweight = empty_like(weight, weight.scalar_type());
-  Tensor dbias = bias.has_value() ? empty_vector(weight, weight.size(0), bias->scalar_type())
-                                  : empty_vector(weight, 0, weight.scalar_type());
-  Tensor dtheta = empty_vector(weight, weight.size(0), theta.scalar_type());
-  grad_weight =
-      widened(grad_weight, !is_double(weight) && (is_double(theta) || is_double(bias) || is_double(grad_bias)));
-  const auto rows = make_rows<3>({&grad_weight, &weight, &dweight});
-  const auto dense_grad_bias = dense(grad_bias);
-  const auto dense_bias = dense(bias);
-  const Tensor dense_theta = dense(theta);
-  const BackwardVectors vectors{Vector(dense_grad_bias), Vector(dense_bias), Vector(dense_theta), Vector(dbias),
-                                Vector(dtheta)};
-  dispatch(grad_weight.scalar_type(), [&](auto g) {
-    dispatch(weight.scalar_type(), [&](auto w) {
-      using G = typename decltype(g)::type;
-      using W = typename decltype(w)::type;
-      fold_rows_backward<G, W>(rows, static_cast<const G*>(grad_weight.data_ptr()),
-                               static_cast<const W*>(weight.data_ptr()), static_cast<W*>(dweight.data_ptr()), vectors);
-    });
-  });
-  return {dweight, dbias, dtheta};
+  return fold_backward_on<OnCpu>(grad_weight, grad_bias, weight, bias, theta,
+                                 [](const OnCpu&, const auto&... given) { fold_rows_backward(given...); });
 }
 
 }  // namespace

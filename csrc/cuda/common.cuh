@@ -24,6 +24,14 @@ inline cudaStream_t current_stream(const Tensor& t) {
   return static_cast<cudaStream_t>(stream);
 }
 
+// The device of a tensor, current as long as this lives, and its stream.
+struct OnCuda {
+  torch::stable::accelerator::DeviceGuard guard;
+  cudaStream_t stream;
+
+  explicit OnCuda(const Tensor& t) : guard(t.get_device_index()), stream(current_stream(t)) {}
+};
+
 inline int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;
 }

@@ -2,8 +2,6 @@
 #include "../filter.h"
 #include "common.cuh"
 
-#include <tuple>
-
 namespace shrinknets {
 namespace {
 
@@ -109,14 +107,14 @@ __global__ void reduce_partial_kernel(int64_t features, int64_t width, int64_t p
   }
 }
 
-template <bool relu, typename T, typename acc>
-void launch_filter(const Blocks& blocks, const T* x, T* y, Vector theta, cudaStream_t stream) {
+template <bool relu, typename acc, typename T>
+void launch_filter(const OnCuda& on, const Blocks& blocks, const T* x, T* y, Vector theta) {
   constexpr int V = 4;
   const int64_t unit = blocks.inner == 1 ? blocks.features : blocks.inner;
   if (unit % V == 0 && aligned_for(x, V) && aligned_for(y, V)) {
-    filter_kernel<relu, T, acc, V><<<grid_for(blocks.numel() / V), kThreads, 0, stream>>>(blocks, x, y, theta);
+    filter_kernel<relu, T, acc, V><<<grid_for(blocks.numel() / V), kThreads, 0, on.stream>>>(blocks, x, y, theta);
   } else {
-    filter_kernel<relu, T, acc, 1><<<grid_for(blocks.numel()), kThreads, 0, stream>>>(blocks, x, y, theta);
+    filter_kernel<relu, T, acc, 1><<<grid_for(blocks.numel()), kThreads, 0, on.stream>>>(blocks, x, y, theta);
   }
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
@@ -127,8 +125,8 @@ int64_t parts_for(int64_t elements_per_lane_group) {
 }
 
 template <bool relu, typename G, typename T>
-void launch_filter_backward(const Blocks& blocks, const G* grad, const T* x, T* dx, Vector theta, Vector dtheta,
-                            const Tensor& like, cudaStream_t stream) {
+void launch_filter_backward(const OnCuda& on, const Tensor& like, const Blocks& blocks, const G* grad, const T* x,
+                            T* dx, Vector theta, Vector dtheta) {
   using acc = acc_t<G, T>;
   const bool runs = blocks.inner >= kShort;
   const int64_t width = runs ? 1 : blocks.inner;
@@ -140,62 +138,29 @@ void launch_filter_backward(const Blocks& blocks, const G* grad, const T* x, T* 
   const unsigned across = static_cast<unsigned>(runs ? blocks.features : ceil_div(columns, kWarp));
   const dim3 grid(across, static_cast<unsigned>(parts));
   if (runs) {
-    runs_backward_kernel<relu, G, T><<<grid, kThreads, 0, stream>>>(blocks, grad, x, dx, theta, partial);
+    runs_backward_kernel<relu, G, T><<<grid, kThreads, 0, on.stream>>>(blocks, grad, x, dx, theta, partial);
   } else {
-    columns_backward_kernel<relu, G, T><<<grid, kThreads, 0, stream>>>(blocks, grad, x, dx, theta, partial);
+    columns_backward_kernel<relu, G, T><<<grid, kThreads, 0, on.stream>>>(blocks, grad, x, dx, theta, partial);
   }
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   const unsigned blocks_of_features = static_cast<unsigned>(ceil_div(blocks.features, kTileRows));
   reduce_partial_kernel<relu, acc>
-      <<<blocks_of_features, kThreads, 0, stream>>>(blocks.features, width, parts, partial, theta, dtheta);
+      <<<blocks_of_features, kThreads, 0, on.stream>>>(blocks.features, width, parts, partial, theta, dtheta);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
 Tensor filter(Tensor x, Tensor theta, int64_t dim, bool relu) {
-  dim = check_filter("filter", x, theta, dim);
-  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
-  Tensor y = empty_like(x, x.scalar_type());
-  if (x.numel() == 0) {
-    return y;
-  }
-  const Tensor from = laid_out_as(x, y, x.scalar_type());
-  const Blocks blocks = make_blocks(y, theta, dim);
-  const Tensor values = dense(theta);
-  const cudaStream_t stream = current_stream(x);
-  dispatch(x.scalar_type(), [&](auto t) {
-    using T = typename decltype(t)::type;
-    with_flag(relu, [&](auto flag) {
-      const auto launch = is_double(theta) ? launch_filter<flag(), T, double> : launch_filter<flag(), T, acc_t<T>>;
-      launch(blocks, static_cast<const T*>(from.data_ptr()), static_cast<T*>(y.data_ptr()), Vector(values), stream);
-    });
-  });
-  return y;
+  return filter_on<OnCuda>(
+      x, theta, dim, relu,
+      [](const OnCuda& on, auto flag, auto acc, const Blocks& blocks, auto in, auto out, Vector theta) {
+        launch_filter<flag(), typename decltype(acc)::type>(on, blocks, in, out, theta);
+      });
 }
 
 std::tuple<Tensor, Tensor> filter_backward(Tensor grad, Tensor x, Tensor theta, int64_t dim, bool relu) {
-  dim = check_filter_backward(grad, x, theta, dim);
-  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
-  Tensor dx = empty_like(x, x.scalar_type());
-  Tensor dtheta = empty_vector(theta, theta.numel(), theta.scalar_type());
-  if (x.numel() == 0) {
-    return {dx, torch::stable::zero_(dtheta)};
-  }
-  const Tensor from = laid_out_as(x, dx, x.scalar_type()), upstream = upstream_for(grad, dx, theta);
-  const Blocks blocks = make_blocks(dx, theta, dim);
-  const Tensor values = dense(theta);
-  const cudaStream_t stream = current_stream(x);
-  dispatch(upstream.scalar_type(), [&](auto g) {
-    dispatch(x.scalar_type(), [&](auto t) {
-      using G = typename decltype(g)::type;
-      using T = typename decltype(t)::type;
-      with_flag(relu, [&](auto flag) {
-        launch_filter_backward<flag()>(blocks, static_cast<const G*>(upstream.data_ptr()),
-                                       static_cast<const T*>(from.data_ptr()), static_cast<T*>(dx.data_ptr()),
-                                       Vector(values), Vector(dtheta), theta, stream);
-      });
-    });
+  return filter_backward_on<OnCuda>(grad, x, theta, dim, relu, [&](const OnCuda& on, auto flag, const auto&... given) {
+    launch_filter_backward<flag()>(on, theta, given...);
   });
-  return {dx, dtheta};
 }
 
 }  // namespace

@@ -2,8 +2,6 @@
 #include "../fold.h"
 #include "common.cuh"
 
-#include <tuple>
-
 namespace shrinknets {
 namespace {
 
@@ -37,10 +35,6 @@ __global__ void fold_kernel(Rows<2> rows, const W* weight, O* out, Vector bias, 
     }
   }
 }
-
-struct BackwardVectors {
-  Vector grad_bias, bias, theta, dbias, dtheta;
-};
 
 // One group of kGroup threads per row: dW = s G and <G, W> in one read. kGroup is a warp for short rows, a block for
 // long ones.
@@ -83,91 +77,43 @@ __global__ void fold_backward_kernel(Rows<3> rows, const G* grad, const W* weigh
 }
 
 template <typename W, typename O>
-void launch_fold(const Rows<2>& rows, const W* weight, O* out, Vector bias, Vector out_bias, Vector theta,
-                 cudaStream_t s) {
+void launch_fold(const OnCuda& on, const Rows<2>& rows, const W* weight, O* out, Vector bias, Vector out_bias,
+                 Vector theta) {
   constexpr int V = 4;
   const bool packs = rows.dense() && rows.inner % V == 0 && rows.row_stride[0] % V == 0 &&
                      rows.row_stride[1] % V == 0 && aligned_for(weight, V) && aligned_for(out, V);
   const int64_t work = std::max(rows.rows * rows.inner / (packs ? V : 1), rows.rows);
   if (packs) {
-    fold_kernel<W, O, V><<<grid_for(work), kThreads, 0, s>>>(rows, weight, out, bias, out_bias, theta);
+    fold_kernel<W, O, V><<<grid_for(work), kThreads, 0, on.stream>>>(rows, weight, out, bias, out_bias, theta);
   } else {
-    fold_kernel<W, O, 1><<<grid_for(work), kThreads, 0, s>>>(rows, weight, out, bias, out_bias, theta);
+    fold_kernel<W, O, 1><<<grid_for(work), kThreads, 0, on.stream>>>(rows, weight, out, bias, out_bias, theta);
   }
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
 template <typename G, typename W>
-void launch_fold_backward(const Rows<3>& rows, const G* grad, const W* weight, W* dweight, const BackwardVectors& v,
-                          cudaStream_t s) {
+void launch_fold_backward(const OnCuda& on, const Rows<3>& rows, const G* grad, const W* weight, W* dweight,
+                          const BackwardVectors& v) {
   constexpr int64_t kLongRow = 1024;  // past this a warp would loop more than 32 times
   if (rows.inner > kLongRow) {
     const unsigned grid = static_cast<unsigned>(std::min<int64_t>(rows.rows, 1 << 20));
-    fold_backward_kernel<G, W, kThreads><<<grid, kThreads, 0, s>>>(rows, grad, weight, dweight, v);
+    fold_backward_kernel<G, W, kThreads><<<grid, kThreads, 0, on.stream>>>(rows, grad, weight, dweight, v);
   } else {
     const unsigned grid = static_cast<unsigned>(std::min<int64_t>(ceil_div(rows.rows, kThreads / kWarp), 1 << 20));
-    fold_backward_kernel<G, W, kWarp><<<grid, kThreads, 0, s>>>(rows, grad, weight, dweight, v);
+    fold_backward_kernel<G, W, kWarp><<<grid, kThreads, 0, on.stream>>>(rows, grad, weight, dweight, v);
   }
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
 std::tuple<Tensor, Tensor> fold(Tensor weight, std::optional<Tensor> bias, Tensor theta,
                                 std::optional<ScalarType> dtype) {
-  check_fold("fold", weight, bias, theta);
-  const torch::stable::accelerator::DeviceGuard guard(weight.get_device_index());
-  const ScalarType type = dtype.value_or(weight.scalar_type());
-  check_dtype("fold", "dtype", type);
-  Tensor out = empty_like(weight, type);
-  Tensor out_bias = empty_vector(weight, bias.has_value() ? weight.size(0) : 0, type);
-  if (weight.size(0) == 0) {
-    return {out, out_bias};
-  }
-  weight = widened(weight, type != ScalarType::Double && (is_double(theta) || is_double(bias)));
-  const auto rows = make_rows<2>({&weight, &out});
-  const auto dense_bias = dense(bias);
-  const Tensor dense_theta = dense(theta);
-  const cudaStream_t stream = current_stream(weight);
-  dispatch(weight.scalar_type(), [&](auto w) {
-    dispatch(type, [&](auto o) {
-      using W = typename decltype(w)::type;
-      using O = typename decltype(o)::type;
-      launch_fold<W, O>(rows, static_cast<const W*>(weight.data_ptr()), static_cast<O*>(out.data_ptr()),
-                        Vector(dense_bias), Vector(out_bias), Vector(dense_theta), stream);
-    });
-  });
-  return {out, out_bias};
+  return fold_on<OnCuda>(weight, bias, theta, dtype, [](const auto&... given) { launch_fold(given...); });
 }
 
 std::tuple<Tensor, Tensor, Tensor> fold_backward(Tensor grad_weight, std::optional<Tensor> grad_bias, Tensor weight,
                                                  std::optional<Tensor> bias, Tensor theta) {
-  check_fold_backward(grad_weight, grad_bias, weight, bias, theta);
-  const torch::stable::accelerator::DeviceGuard guard(weight.get_device_index());
-  Tensor dweight = empty_like(weight, weight.scalar_type());
-  Tensor dbias = bias.has_value() ? empty_vector(weight, weight.size(0), bias->scalar_type())
-                                  : empty_vector(weight, 0, weight.scalar_type());
-  Tensor dtheta = empty_vector(weight, weight.size(0), theta.scalar_type());
-  if (weight.size(0) == 0) {
-    return {dweight, dbias, dtheta};
-  }
-  grad_weight =
-      widened(grad_weight, !is_double(weight) && (is_double(theta) || is_double(bias) || is_double(grad_bias)));
-  const auto rows = make_rows<3>({&grad_weight, &weight, &dweight});
-  const auto dense_grad_bias = dense(grad_bias);
-  const auto dense_bias = dense(bias);
-  const Tensor dense_theta = dense(theta);
-  const BackwardVectors vectors{Vector(dense_grad_bias), Vector(dense_bias), Vector(dense_theta), Vector(dbias),
-                                Vector(dtheta)};
-  const cudaStream_t stream = current_stream(weight);
-  dispatch(grad_weight.scalar_type(), [&](auto g) {
-    dispatch(weight.scalar_type(), [&](auto w) {
-      using G = typename decltype(g)::type;
-      using W = typename decltype(w)::type;
-      launch_fold_backward<G, W>(rows, static_cast<const G*>(grad_weight.data_ptr()),
-                                 static_cast<const W*>(weight.data_ptr()), static_cast<W*>(dweight.data_ptr()), vectors,
-                                 stream);
-    });
-  });
-  return {dweight, dbias, dtheta};
+  return fold_backward_on<OnCuda>(grad_weight, grad_bias, weight, bias, theta,
+                                  [](const auto&... given) { launch_fold_backward(given...); });
 }
 
 }  // namespace
