@@ -1,8 +1,10 @@
-"""The convolution's part of triton_cases.py."""
+"""Every convolution kernel, dtype, choice of blocks and way to read tensors, for bench.triton_resources."""
 
 from dataclasses import dataclass
 
-from .triton_cases import PRODUCTS, TYPES, UNIT
+from shrinknets_fast.triton_kernels.blocks import launch_options
+
+from .triton_types import PRODUCTS, TYPES, UNIT
 
 OF_X = ("grad", "out", "x", "dx")
 PARAMETERS = ("weight", "bias", "dweight", "dbias")
@@ -30,7 +32,7 @@ VARIANTS = {
 
 @dataclass
 class ConvCase:
-    """As triton_cases.Case, for kernels that take tuples."""
+    """As triton_linear_cases.Case, for kernels that take tuples."""
 
     kernel: object
     dtype: str
@@ -87,7 +89,7 @@ def cases():
     for (name, products), choices in conv_blocks.BLOCKS.items():
         for dtype in (d for d, p in PRODUCTS.items() if p == products):
             for size, blocks in choices.items():
-                yield ConvCase(kernels[name], dtype, size, blocks, conv_blocks.launch_options(blocks), VARIANTS[size])
+                yield ConvCase(kernels[name], dtype, size, blocks, launch_options(blocks), VARIANTS[size])
     finish = conv_blocks.FINISH
     for dtype in PRODUCTS:
         blocks = (finish["BLOCK_P"], 1, finish["BLOCK_K"], finish["num_warps"], 1)

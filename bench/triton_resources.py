@@ -2,7 +2,7 @@
 
 Writes the installed Triton's section of docs/triton.md; ``--compare`` compares with it instead, ``--json`` prints the rows.
 Registers and spills are the compiler's choice, so they are compared with the same version's only. What is compiled is in
-triton_cases.py.
+triton_linear_cases.py and triton_conv_cases.py.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from .triton_cases import cases
+from . import triton_conv_cases, triton_linear_cases
 
 ARCHITECTURES = (80, 90)
 NUMBERS = ("registers", "shared", "spills")
@@ -68,6 +68,11 @@ def resource_usage(cubin):
         tool = [knobs.nvidia.cuobjdump.path, "-res-usage", file.name]
         text = subprocess.run(tool, capture_output=True, text=True, check=True).stdout
     return {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text)}
+
+
+def cases():
+    yield from triton_linear_cases.cases()
+    yield from triton_conv_cases.cases()
 
 
 def row(task):

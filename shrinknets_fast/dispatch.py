@@ -13,11 +13,11 @@ from typing import NamedTuple
 import torch
 
 from .errors import ShrinkError
+from .ops.checks import IN_TRITON
 
 PATHS = ("fold", "epilogue", "triton", "reference")
 VARIABLE = "SHRINKNETS_FAST_PATH"
 FORCED = os.environ.get(VARIABLE) or None
-TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 # Below this many weights a pass over them costs less than epilogue's further calls: 25 us at 16 x 64 x 64.
 CALL_BOUND = 2**14
@@ -53,7 +53,7 @@ class Layer(NamedTuple):
 
     @property
     def small(self):
-        known = self.dtype in TRITON_DTYPES and not self.barred
+        known = self.dtype in IN_TRITON and not self.barred
         return known and self.rows * self.columns * self.features <= LAUNCH_BOUND
 
 

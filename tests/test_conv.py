@@ -308,7 +308,7 @@ ONE, NONE = [1, 1], [0, 0]
         ((X, W, None, T, ONE, NONE, ONE, 2), r"conv: x has shape \(1, 4, 5, 5\), expected 8 channels for weight"),
         ((X, W, None, T[:5], ONE, NONE, ONE, 1), r"conv: theta has shape \(5,\), expected \(6,\) to match weight"),
         ((X, W, T[:, None], T, ONE, NONE, ONE, 1), r"conv: bias has shape \(6, 1\), expected \(6,\)"),
-        ((X.double(), W, None, T, ONE, NONE, ONE, 1), "conv: x has dtype torch.float64, expected float32, float16 or"),
+        ((X.double(), W, None, T, ONE, NONE, ONE, 1), "conv: x has dtype float64, expected float32, float16 or"),
         (
             (X, W, None, T, ONE, NONE, [3, 1], 1),
             r"conv: x has shape .* a kernel \(3, 3\) with dilation \[3, 1\] fits into",

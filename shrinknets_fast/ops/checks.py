@@ -2,14 +2,14 @@
 
 import torch
 
-COMPUTED = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+IN_TRITON = (torch.float32, torch.float16, torch.bfloat16)  # sums are float32 there
+COMPUTED = (torch.float64, *IN_TRITON)
 
 
-def check_dtype(op, name, dtype):
-    found = str(dtype).removeprefix("torch.")
-    torch._check(
-        dtype in COMPUTED, lambda: f"{op}: {name} has dtype {found}, expected float64, float32, float16 or bfloat16"
-    )
+def check_dtype(op, name, dtype, allowed=COMPUTED):
+    names = [str(t).removeprefix("torch.") for t in (dtype, *allowed)]
+    expected = f"{', '.join(names[1:-1])} or {names[-1]}"
+    torch._check(dtype in allowed, lambda: f"{op}: {name} has dtype {names[0]}, expected {expected}")
 
 
 def check_same_device(op, name, t, other, u):
@@ -37,6 +37,16 @@ def check_like(op, name, t, other, u, first, leader):
     check_dtype(op, name, t.dtype)
     check_same_device(op, name, t, first, leader)
     check_same_shape(op, name, t, other, u)
+
+
+def check_layer(op, x, weight, bias, theta):
+    """What the ops that are a whole layer in Triton ask of their dtypes, devices and vectors."""
+    for name, t in (("x", x), ("weight", weight), ("bias", bias), ("theta", theta)):
+        if t is not None:
+            check_dtype(op, name, t.dtype, IN_TRITON)
+            check_same_device(op, name, t, "x", x)
+        if t is not None and name in ("bias", "theta"):
+            check_vector(op, name, t, weight.shape[0], f"weight {tuple(weight.shape)}")
 
 
 def check_theta(op, name, t, first):

@@ -26,6 +26,7 @@ import math
 import torch
 
 from .autograd import applied, once
+from .checks import check_layer
 
 LIBRARY = torch.library.Library("shrinknets_fast", "FRAGMENT")
 WINDOW = "int[] stride, int[] padding, int[] dilation, int groups"
@@ -36,7 +37,6 @@ LIBRARY.define(  # out: the output where relu was applied; what is not wanted co
 )
 _conv = torch.ops.shrinknets_fast.conv
 _conv_backward = torch.ops.shrinknets_fast.conv_backward
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 @torch.library.register_fake("shrinknets_fast::conv")
@@ -163,15 +163,7 @@ def check(x, weight, bias, theta, stride, padding, dilation, groups):
     need(groups >= 1 and weight.shape[0] % groups == 0, "groups is", groups, f"a divisor of {weight.shape[0]}")
     channels = weight.shape[1] * groups
     need(x.shape[1] == channels, "x has shape", tuple(x.shape), f"{channels} channels for weight {tuple(weight.shape)}")
-    for name, t in (("x", x), ("weight", weight), ("bias", bias), ("theta", theta)):
-        if t is not None:
-            need(t.dtype in DTYPES, f"{name} has dtype", t.dtype, "float32, float16 or bfloat16")
-            need(t.device == x.device, f"{name} is on", t.device, f"{x.device} as x")
-        if t is not None and name in ("bias", "theta"):
-            good = t.dim() == 1 and t.shape[0] == weight.shape[0]
-            need(
-                good, f"{name} has shape", tuple(t.shape), f"({weight.shape[0]},) to match weight {tuple(weight.shape)}"
-            )
+    check_layer("conv", x, weight, bias, theta)
 
 
 def need(condition, name, found, expected):

@@ -18,6 +18,7 @@ CUDA; CPU tensors under ``TRITON_INTERPRET=1``. Source: ShrinkNets (Leclerc, Fer
 import torch
 
 from .autograd import applied, once
+from .checks import check_layer
 
 LIBRARY = torch.library.Library("shrinknets_fast", "FRAGMENT")
 LIBRARY.define("linear(Tensor x, Tensor weight, Tensor? bias, Tensor theta, bool relu=False) -> Tensor")
@@ -27,7 +28,6 @@ LIBRARY.define(  # out: the output where relu was applied; what is not wanted co
 )
 _linear = torch.ops.shrinknets_fast.linear
 _linear_backward = torch.ops.shrinknets_fast.linear_backward
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 @torch.library.register_fake("shrinknets_fast::linear")
@@ -44,7 +44,7 @@ def _(grad, x, weight, bias, theta, out=None, wants_input=True, wants_parameters
 @torch.library.impl(LIBRARY, "linear", "CUDA")
 @torch.library.impl(LIBRARY, "linear", "CPU")
 def _(x, weight, bias, theta, relu=False):
-    from ..triton_kernels.launch import linear  # Triton is only needed here
+    from ..triton_kernels.linear_launch import linear  # Triton is only needed here
 
     check(x, weight, bias, theta)
     out = x.new_empty(*x.shape[:-1], weight.shape[0])
@@ -55,7 +55,7 @@ def _(x, weight, bias, theta, relu=False):
 @torch.library.impl(LIBRARY, "linear_backward", "CUDA")
 @torch.library.impl(LIBRARY, "linear_backward", "CPU")
 def _(grad, x, weight, bias, theta, out=None, wants_input=True, wants_parameters=True):
-    from ..triton_kernels.launch import linear_backward
+    from ..triton_kernels.linear_launch import linear_backward
 
     check(x, weight, bias, theta)
     for name, tensor in (("grad", grad), ("out", out)):
@@ -80,22 +80,11 @@ def check(x, weight, bias, theta):
     """One line for what does not fit, with the argument and its value."""
     torch._check(weight.dim() == 2, lambda: f"linear: weight has shape {tuple(weight.shape)}, expected (out, in)")
     torch._check(x.dim() >= 1 and x.shape[-1] == weight.shape[1], lambda: misfit("x", x, weight))
-    torch._check(theta.dim() == 1 and theta.shape[0] == weight.shape[0], lambda: misfit("theta", theta, weight))
-    torch._check(bias is None or bias.shape == theta.shape, lambda: misfit("bias", bias, weight))
-    for name, tensor in (("x", x), ("weight", weight), ("bias", bias), ("theta", theta)):
-        if tensor is not None:
-            torch._check(tensor.dtype in DTYPES, lambda: f"linear: {name} has dtype {tensor.dtype}, expected {WORDS}")  # noqa: B023
-            torch._check(
-                tensor.device == x.device,
-                lambda: f"linear: {name} is on {tensor.device}, expected {x.device} as x",  # noqa: B023
-            )
-
-
-WORDS = "float32, float16 or bfloat16"
+    check_layer("linear", x, weight, bias, theta)
 
 
 def misfit(name, tensor, weight):
-    expected = {"x": "(*, in)", "grad": "(*, out)", "out": "(*, out)"}.get(name, "(out,)")
+    expected = "(*, in)" if name == "x" else "(*, out)"
     shapes = f"{tuple(tensor.shape)}, expected {expected} to match weight (out, in) = {tuple(weight.shape)}"
     return f"linear: {name} has shape {shapes}"
 

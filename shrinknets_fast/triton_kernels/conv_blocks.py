@@ -1,5 +1,7 @@
 """Block sizes of the convolution kernels, and how their work is divided: tables instead of tuning at run time."""
 
+from .blocks import tiles
+
 # (kernel, how products are formed): sizes, each (BLOCK_M, BLOCK_N, BLOCK_K, warps, stages). "gathered" is for tensors that cannot
 # be read 16 bytes at a time: every element then takes a register of its own on its way, so larger tiles spill; "wide" is for
 # offsets of 64 bits, which take two. 64 along the product's first dimension is the least that wgmma takes. Chosen by
@@ -65,10 +67,6 @@ PROGRAMS = 264  # two for each multiprocessor of an H100
 LEAST_STEPS = 8  # of a part's loop: shorter ones cost more to add up than they save
 
 
-def tiles(count, block):
-    return -(-count // block)
-
-
 def flat(channels, taps, block):
     """Whether a step of a sum over (tap, channel) spans taps: where a third or more of its products would be with nothing."""
     return taps > 1 and 3 * channels < 2 * tiles(channels, block) * block
@@ -80,12 +78,6 @@ def blocks_for(kernel, products, unit, wide, programs):
     if unit == 1:
         return choices["wide" if wide else "gathered"]
     return choices["large" if programs(*choices["large"][:3]) >= PROGRAMS // 2 else "small"]
-
-
-def launch_options(blocks):
-    """The entry as keyword arguments of a launch."""
-    m, n, k, warps, stages = blocks
-    return {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "num_warps": warps, "num_stages": stages}
 
 
 def rows_of_a_part(rows, programs, block):

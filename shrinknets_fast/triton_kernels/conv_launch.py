@@ -1,19 +1,17 @@
 """From tensors to launches of the convolution kernels: sizes and strides in the kernels' form, blocks, how many programs."""
 
-import contextlib
 import functools
 import math
 
 import torch
-import triton
 
-from ..errors import ShrinkError
+from .blocks import launch_options, tiles
 from .conv import conv_kernel
 from .conv_backward_input import conv_backward_input_kernel
 from .conv_backward_weight import conv_backward_finish_kernel, conv_backward_weight_kernel
-from .conv_blocks import FINISH, blocks_for, flat, launch_options, rows_of_a_part, tiles
+from .conv_blocks import FINISH, blocks_for, flat, rows_of_a_part
+from .launch import check_device, dense, on, precision_of, products_of
 
-INTERPRETED = triton.knobs.runtime.interpret
 NARROW = 2**31 - 2**16  # offsets below this, and what a tile adds to them, fit into 32 bits
 
 
@@ -106,11 +104,10 @@ class Launch:
     """What the kernels of one call share. ``outputs``: the tensors shaped like the output."""
 
     def __init__(self, x, weight, outputs, options):
-        if x.device.type == "cpu" and not INTERPRETED:
-            raise ShrinkError("conv: x is on cpu, expected a CUDA device (or TRITON_INTERPRET=1, for tests)")
+        check_device("conv", x)
         stride, padding, dilation, self.groups = options
         self.device = x.device
-        self.products = "half" if x.dtype != torch.float32 else "tf32" if tf32(x) else "ieee"
+        self.products = products_of(x, torch.backends.cudnn.conv)
         self.channels, self.features = weight.shape[1], len(weight) // self.groups
         self.taps = math.prod(weight.shape[2:])
         self.ends = (three(x.shape[2:], 1), three(outputs[0].shape[2:], 1))
@@ -148,19 +145,10 @@ class Launch:
 
     def __call__(self, kernel, programs, tensors, scalars, **options):
         known = self.window | {"WIDE": self.wide, "UNIT": self.unit}
-        known["PRECISION"] = "tf32" if self.products == "tf32" else "ieee"
+        known["PRECISION"] = precision_of(self.products)
         known = {name: value for name, value in known.items() if name in kernel.arg_names}
-        with torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext():
+        with on(self.device):
             kernel[(programs,)](*tensors, *scalars, **known, **options)
-
-
-def tf32(x):
-    """Whether torch's own float32 convolutions on this device would be in TF32."""
-    return x.is_cuda and torch.backends.cudnn.conv.fp32_precision == "tf32"
-
-
-def dense(vector):
-    return None if vector is None else vector.contiguous()
 
 
 def three(values, missing):

@@ -1,5 +1,7 @@
 """Block sizes of the linear kernels: a small table instead of tuning at run time. docs/triton.md shows what each costs."""
 
+from .blocks import tiles
+
 # (kernel, how products are formed): sizes, each (BLOCK_M, BLOCK_N, BLOCK_K, warps, stages). "unaligned" is for rows that cannot
 # be read 16 bytes at a time: every element then takes a register of its own on its way, so larger tiles spill.
 # 64 along the product's first dimension is the least that wgmma takes. Chosen by registers and shared memory, not measured.
@@ -58,10 +60,10 @@ ENOUGH_TILES = 100  # about one per multiprocessor (A100: 108, H100: 132): fewer
 def tiles_of(kernel, blocks, sizes):
     """How many programs cover an output of this kernel; ``sizes`` is (M, N, K)."""
     a, b = TILED[kernel]
-    last = -(-sizes[b] // blocks[b])
+    last = tiles(sizes[b], blocks[b])
     if kernel == "linear_backward_weight":
         last = max(last, 1)  # dbias is wanted even where there are no columns
-    return -(-sizes[a] // blocks[a]) * last
+    return tiles(sizes[a], blocks[a]) * last
 
 
 def blocks_for(kernel, products, sizes, aligned):
@@ -70,9 +72,3 @@ def blocks_for(kernel, products, sizes, aligned):
     if not aligned:
         return choices["unaligned"]
     return choices["large" if tiles_of(kernel, choices["large"], sizes) >= ENOUGH_TILES else "small"]
-
-
-def launch_options(blocks):
-    """The entry as keyword arguments of a launch."""
-    m, n, k, warps, stages = blocks
-    return {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "num_warps": warps, "num_stages": stages}

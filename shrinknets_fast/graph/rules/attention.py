@@ -2,7 +2,7 @@
 
 import torch
 
-from .pointwise import meet
+from .meeting import meet
 from .registry import WHOLE_MODULES, named, register_rule
 
 aten = torch.ops.aten

@@ -3,6 +3,7 @@
 import torch
 
 from .layers import product_zeros
+from .meeting import meet
 from .registry import named, register_rule
 from .zeros import both
 
@@ -16,8 +17,6 @@ def contracted(op, first, first_dim, second, second_dim):
 
 def batched(op, first, second, count):
     """The batch axes of a product of two stacks of matrices, and their (dim of first, dim of second) pairs."""
-    from .pointwise import meet
-
     axes, pairs = [], []
     for back in range(count, 0, -1):
         places = [(v, v.ndim - 2 - back) for v in (first, second)]
@@ -53,8 +52,6 @@ def matmul(op):
 @register_rule(*named("addmm", "baddbmm", "addmv"))
 def added_product(op):
     """input + first @ second: zero where both are."""
-    from .pointwise import meet
-
     added, first, second = op.inputs
     axes, pairs = product(op, first, second)
     total, shape = len(axes), op.shape

@@ -6,34 +6,13 @@ import math
 import torch
 
 from ..value import Value
+from .meeting import broadcast_axes
 from .registry import named, register_rule
 from .zeros import both, either
 
 aten = torch.ops.aten
 PRODUCTS = {"mul", "multiply", "bitwise_and", "logical_and"}
 QUOTIENTS = {"div", "divide", "true_divide", "floor_divide"}
-
-
-def meet(op, sized):
-    """The one axis of several (axis, size) that meet by broadcasting: those of full size are unified."""
-    size = max((n for _, n in sized if n != 1), default=1)
-    full = [axis for axis, n in sized if n == size]
-    for axis, n in sized:
-        if n != size:  # one feature that meets many
-            op.pin(axis, f"is broadcast in {op.label}")
-    known = [axis for axis in full if axis is not None]
-    for axis in full:
-        if known:
-            op.unify(known[0], axis)
-    return known[0] if known and len(known) == len(full) else None
-
-
-def broadcast_axes(op, values, ndim):
-    """The axes of the broadcast result; what meets at one of its positions is unified."""
-    return [
-        meet(op, [(op.axis(v, v.ndim - back), v.shape[v.ndim - back]) for v in values if v.ndim >= back])
-        for back in range(ndim, 0, -1)
-    ]
 
 
 def zero_at(value, back, size, zeros):
@@ -77,6 +56,7 @@ def depends_on_width(op, axis):
     return any(math.isclose(arg, f, rel_tol=1e-12) for arg in numbers for f in (n, 1 / n, n**0.5, n**-0.5))
 
 
+@register_rule(torch.Tag.pointwise)
 def pointwise(op):
     values = op.inputs
     if not isinstance(op.metas(), torch.Tensor):

@@ -4,6 +4,7 @@ import math
 
 import torch
 
+from .pointwise import pointwise
 from .registry import named, register_rule
 from .zeros import carried
 
@@ -57,8 +58,6 @@ def spread(op):
 @register_rule(*named("amax", "amin", "max", "min", "aminmax", "prod", "all"))
 def extreme(op):
     if len(op.inputs) > 1:  # max(a, b) is maximum(a, b)
-        from .pointwise import pointwise
-
         return pointwise(op)
     return reduced(op, f"compared with others by {op.label}")
 

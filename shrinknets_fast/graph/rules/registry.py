@@ -2,7 +2,7 @@
 
 import torch
 
-RULES = {}
+RULES = {}  # an overload of an op, or a tag of torch's: of all ops that have the tag and no rule of their own
 MODULES = {}  # qualified class name -> the rule of a call of such a module as a whole
 WHOLE_MODULES = {}  # class name of a module -> the rule of everything that its own forward calls
 
@@ -42,16 +42,14 @@ def find(op):
 
 
 def rule_of(target):
-    """Every op tagged pointwise shares one rule."""
+    """Its own rule, its functional variant's, or that of its tag."""
     if not isinstance(target, torch._ops.OpOverload):
         return RULES.get(target)
     for candidate in (target, functional(target)):
         if candidate in RULES:
             return RULES[candidate]
-        if candidate is not None and torch.Tag.pointwise in candidate.tags:
-            from .pointwise import pointwise
-
-            return pointwise
+        if tagged := [RULES[tag] for tag in (candidate.tags if candidate else ()) if tag in RULES]:
+            return tagged[0]
     return None
 
 

@@ -1,10 +1,10 @@
-"""What bench.triton_resources compiles: every kernel, dtype, choice of blocks and way to read tensors. New kernels go here."""
+"""Every linear kernel, dtype, choice of blocks and way to read tensors, for bench.triton_resources."""
 
 from dataclasses import dataclass
 
-TYPES = {"float32": "fp32", "tf32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
-PRODUCTS = {"float32": "ieee", "tf32": "tf32", "float16": "half", "bfloat16": "half"}
-UNIT = {"float32": 4, "tf32": 4, "float16": 8, "bfloat16": 8}
+from shrinknets_fast.triton_kernels.blocks import launch_options
+
+from .triton_types import PRODUCTS, TYPES, UNIT
 
 
 @dataclass
@@ -35,20 +35,13 @@ class Case:
 
 
 def cases():
-    """Of every kernel. Imported late: Triton settles at its first import whether kernels are interpreted."""
-    from . import triton_conv_cases
-
-    yield from linear_cases()
-    yield from triton_conv_cases.cases()
-
-
-def linear_cases():
+    """Kernels are imported late: Triton settles at its first import whether they are interpreted."""
     from shrinknets_fast.triton_kernels import linear, linear_blocks
 
     for (name, products), choices in linear_blocks.BLOCKS.items():
         for dtype in (d for d, p in PRODUCTS.items() if p == products):
             for size, blocks in choices.items():
-                options = linear_blocks.launch_options(blocks)
+                options = launch_options(blocks)
                 yield linear_case(getattr(linear, f"{name}_kernel"), dtype, blocks, options, size != "unaligned")
 
 
