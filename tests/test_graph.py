@@ -51,6 +51,17 @@ def test_removed_features_leave_every_axis():
     assert first.ids.tolist() == [0, 2] and flat.ids.tolist() == [0, 0, 2, 2]
 
 
+def test_removed_features_leave_in_the_order_of_a_fill():
+    space = FeatureSpace()
+    first = space.new_axis(5)
+    flat, other = space.axis(first.ids.repeat_interleave(2)), space.new_axis(2)
+    space.settle()
+    gone = torch.tensor([True, False, False, False, False, False, True])
+    space.remove(gone, [(torch.arange(5), torch.tensor([4, 1, 2, 3]))])  # the last fills the hole in front
+    assert first.ids.tolist() == [4, 1, 2, 3] and flat.ids.tolist() == [4, 4, 1, 1, 2, 2, 3, 3]
+    assert other.ids.tolist() == [5]
+
+
 @pytest.mark.parametrize(
     ("before", "after", "groups"),
     [

@@ -224,3 +224,11 @@ def test_renorm_measures_the_axes_beside_its_own():
 
     model, x = image_case(nn.Identity(), reader=Renorm(8, 4, 3))
     assert after(model, x)[0] == 0
+
+
+@pytest.mark.parametrize("affine", [False, True])
+def test_a_batch_norm_behind_a_filter_moves_its_zeros(affine):
+    """A dead channel is -mean / std behind it: no zero, whether a bias is added or not."""
+    norm = nn.BatchNorm2d(8, affine=affine)
+    norm.running_mean.copy_(torch.linspace(-0.5, 0.9, 8))
+    stays(image_case(norm), "is not zero where")

@@ -155,3 +155,22 @@ def test_alpha_dropout_in_training_is_not_zero():
     with torch.no_grad():
         case[0].first.theta[[1, 2]] = 0
     assert not sn.GarbageCollector(*case).plan()
+
+
+@pytest.mark.parametrize("factor", [float("inf"), -float("inf"), float("nan")])
+def test_a_zero_times_what_is_not_finite_is_none(factor):
+    """0 * inf is NaN, which the reader must go on seeing."""
+    model, x = row_case(lambda y: (y * factor).nan_to_num(nan=0.5, posinf=1.0, neginf=-1.0))
+    stays((model, x), "is not zero where")
+
+
+def test_a_write_in_place_is_read_from_there_on():
+    """What stands under the old name is the new value: exp_ leaves no zero where it has been."""
+
+    def middle(y):
+        y = y * 1.0
+        kept = y
+        y.exp_()
+        return kept * 2.0
+
+    stays(row_case(middle), "is not zero where")

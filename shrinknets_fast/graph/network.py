@@ -105,7 +105,7 @@ class Network:
         return op.fixed()
 
     def _follow_writes(self, op, values, storage, order):
-        """An in-place op: its input is its output from here on. One that writes through a view is not followed."""
+        """An in-place op: its output has the new values. What still reads them by an older name, or by a view, is not followed."""
         schema = getattr(op.target, "_schema", None)
         if schema is None:
             return
@@ -119,7 +119,7 @@ class Network:
             root = storage.setdefault(op.node, storage.get(node, node))
             if argument.alias_info is None or not argument.alias_info.is_write:
                 continue
-            later = [n for n in values if storage.get(n, n) is root and n not in (node, op.node)]
+            later = [n for n in values if storage.get(n, n) is root and n is not op.node]
             if any(order[user] > order[op.node] for n in later for user in n.users):
                 reason = f"reaches {op.label}, which writes in place through a view"
                 op.pin_all(reason)
@@ -128,7 +128,6 @@ class Network:
                         for axis in value.all_axes(self.features):
                             self.features.pin(axis, reason)
                     values[n] = constant(n)
-            values[node] = values[op.node]
 
     def zeros(self, dead, supposed=None, held=False):
         """Where each value is exactly zero. ``dead``: {id(theta): bool mask}. Returns a :class:`Zeros`.
