@@ -62,6 +62,7 @@ class Work:
         known: dict = {}
         with uninterrupted():
             used = sum(tensor.nbytes for tensor, _ in self._moves)
+            sizes = [(t, tuple(t.shape)) for t, _ in self._moves if isinstance(t, torch.nn.Parameter)]
             moved = sum(moved_bytes(tensor, keep, known) for tensor, keep in self._moves)
             compact_(self._moves)
             for alias, first in self._again:
@@ -71,7 +72,7 @@ class Work:
             self._reading.shrink(self.plan)
             for module in self._companions.copies.modules:
                 self._reading.rehearsal.sizes.sync(module)
-        note_shrunk(tensor for tensor, _ in self._moves if isinstance(tensor, torch.nn.Parameter))
+        note_shrunk(sizes)
         return moved, used - sum(tensor.nbytes for tensor, _ in self._moves)
 
 

@@ -68,6 +68,23 @@ def trust_ratio(p, state):
     return p.grad * p.norm() / p.grad.norm()
 
 
+def norm_of_the_past(p, state):
+    """Of gradients that zeros have no part in; of what the dead left behind when they were alive, they do."""
+    state["sum"] = 0.9 * state.get("sum", 0) + p.grad
+    return state["sum"] / state["sum"].norm()
+
+
+def first_entry(p, state):
+    return p.grad - p.grad.flatten()[0]
+
+
+def square(p, state):
+    """A preconditioner of (rows, rows), which can be larger than the parameter."""
+    rows = p.grad.flatten(1) if p.dim() > 1 else p.grad[:, None]
+    state["square"] = state.get("square", 0) + rows @ rows.t()
+    return p.grad
+
+
 def own_noise(p, state):
     return p.grad + torch.rand_like(p)
 
@@ -95,7 +112,7 @@ def quietly(call):
         return call()
 
 
-@pytest.mark.parametrize("rule", [delayed, in_object, flat, rows_and_columns])
+@pytest.mark.parametrize("rule", [delayed, in_object, flat, rows_and_columns, square])
 def test_state_of_any_kind_goes_on_as_if_the_dead_were_there(rule):
     model, x = network()
     masked = copy.deepcopy(model)
@@ -122,7 +139,7 @@ def test_state_of_any_kind_goes_on_as_if_the_dead_were_there(rule):
         torch.testing.assert_close(*step())
 
 
-@pytest.mark.parametrize("rule", [cautious, trust_ratio, own_noise])
+@pytest.mark.parametrize("rule", [cautious, trust_ratio, norm_of_the_past, first_entry, own_noise])
 def test_statistics_of_whole_tensors_are_warned_about(rule):
     model, _ = network()
     with pytest.warns(

@@ -36,7 +36,8 @@ class Guard:
         if anything_shrank():  # else no gradient can be stale
             check_gradients(optimizer.parameters())
         thetas = dead_in(self.held(optimizer))
-        bury_([(theta, [theta.grad]) for theta in thetas if theta.grad is not None])
+        # the state too: a schedule-free step with a closure computes with a theta made of it
+        bury_([(theta, [t for t in (theta.grad, *optimizer.alike(theta)) if t is not None]) for theta in thetas])
         copies = torch._foreach_mul(thetas, 1.0) if thetas else []
         self._before[id(optimizer)] = list(zip(copies, thetas, strict=True))
 

@@ -10,19 +10,19 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..errors import ShrinkError
 
-_shrunk = WeakTensorKeyDictionary()  # every parameter that a collection has resized
+_shrunk = WeakTensorKeyDictionary()  # every parameter that a collection has resized -> the shapes that it had
 _looked_at = weakref.WeakKeyDictionary()  # optimizer -> the number of collections when its state was last looked at
 _collections = 0
 
 
-def note_shrunk(tensors) -> None:
-    """From their next step on, optimizers with larger state for one of these are refused."""
+def note_shrunk(sizes) -> None:
+    """From their next step on, optimizers whose state still has one of these sizes, (parameter, shape) each, are refused."""
     global _collections
     if not _collections:
         register_optimizer_step_pre_hook(refuse_stale_state)
     _collections += 1
-    for tensor in tensors:
-        _shrunk[tensor] = True
+    for tensor, shape in sizes:
+        _shrunk.setdefault(tensor, set()).add(shape)
 
 
 def anything_shrank() -> bool:
@@ -33,16 +33,11 @@ def refuse_stale_state(optimizer, args, kwargs) -> None:
     if _looked_at.get(optimizer) == _collections:
         return
     for p in (p for group in optimizer.param_groups for p in group["params"]):
-        if p not in _shrunk:
-            continue
+        former = _shrunk.get(p, set()) - {tuple(p.shape)}
         for name, value in optimizer.state.get(p, {}).items():
-            if isinstance(value, torch.Tensor) and is_larger(value, p):
+            if isinstance(value, torch.Tensor) and tuple(value.shape) in former:
                 shapes = f"has shape {tuple(value.shape)}, its parameter {tuple(p.shape)}"
                 raise ShrinkError(
                     f"{type(optimizer).__name__}: state {name!r} {shapes}; give it to the GarbageCollector"
                 )
     _looked_at[optimizer] = _collections
-
-
-def is_larger(state: torch.Tensor, parameter: torch.Tensor) -> bool:
-    return state.dim() == parameter.dim() > 0 and any(s > p for s, p in zip(state.shape, parameter.shape, strict=True))

@@ -1,4 +1,4 @@
-"""An optimizer is tried before it is needed: a twin of it steps on small tensors, with a dead feature and without.
+"""An optimizer is tried before it is needed: twins of it step on small tensors of which a feature dies, and stays or leaves.
 
 So the kinds of its state are known before it has any, and a step that uses statistics of whole tensors (a norm, a mean, a trust
 ratio) gives itself away: once the dead have left, the rest moves on differently.
@@ -50,31 +50,35 @@ def try_out(followed):
 def trial(optimizer):
     """([((dimensions, path), Layout)], the largest difference of a movement, as a share of it, or 0 if it is rounding's)."""
     with same_draws(), torch.compiler.set_stance("force_eager"):
-        wide, narrow = Run(optimizer, whole=True), Run(optimizer, whole=False)
-        for run in (wide, narrow):
+        wide, masked, narrow = Run(optimizer, True), Run(optimizer, True), Run(optimizer, False)
+        for run in (wide, masked, narrow):
             run.go()
         layouts = []
         for w, n in zip(wide.tensors, narrow.tensors, strict=True):
             found = find_layouts((tuple(w.shape), wide.shapes(w)), (tuple(n.shape), narrow.shapes(n)))
             layouts.append({(w.dim(), path): layout for path, layout in found.items()})
         wide.shrink(layouts)
-        for run in (wide, narrow):
-            run.go()
-    drift = max((difference(*moves) for moves in zip(wide.moves, narrow.moves, strict=True)), default=0.0)
+        for run in (wide, masked):
+            run.go(dead=True)
+    spacings = [float(t.detach().abs().max()) * torch.finfo(t.dtype).eps for t in wide.tensors]
+    drift = max((difference(*pair) for pair in zip(wide.moves, masked.moves, spacings, strict=True)), default=0.0)
     return [item for found in layouts for item in found.items()], drift
 
 
-def difference(first, second):
-    """Between the movements of one tensor."""
+def difference(first, second, spacing):
+    """Between the movements of one tensor, whose values lie ``spacing`` apart: half types round to whole steps of it."""
     size = max(float(move.abs().max()) for move in second)
     error = max(float((a - b).abs().max()) for a, b in zip(first, second, strict=True))
+    error = max(error - spacing, 0.0)
     share = error / size if size else error
     return 0.0 if share <= TOLERANCE.get(second[0].dtype, COARSE) else share
 
 
+DEAD = 0  # along each dimension: some optimizers treat a tensor's first entry unlike the others
+
+
 def kept(size):
-    """Feature 1 is dead, along each dimension."""
-    return torch.tensor([k for k in range(size) if k != 1])
+    return torch.tensor([k for k in range(size) if k != DEAD])
 
 
 def without_dead(tensor):
@@ -89,7 +93,7 @@ def sizes_for(parameter):
 
 
 class Run:
-    """A twin at work on one tensor for each group and kind of parameter. whole: with the dead feature."""
+    """A twin at work on one tensor for each group and kind of parameter. whole: with the feature that will die."""
 
     def __init__(self, optimizer, whole):
         self.whole, self.tensors, self.sizes = whole, [], []
@@ -108,13 +112,14 @@ class Run:
     def drawn(self, sizes, like, dead=False):
         value = torch.randn(sizes, generator=self.generator, dtype=torch.float64)
         for dim in range(value.dim() if dead else 0):
-            value.select(dim, 1).zero_()
+            value.select(dim, DEAD).zero_()
         return (value if self.whole else without_dead(value)).to(like.device, like.dtype)
 
-    def go(self):
+    def go(self, dead=False):
+        """A few steps. dead: from now on that feature's gradients are zeros; before, its state has got a past."""
         for _ in range(STEPS):
             for p, sizes in zip(self.tensors, self.sizes, strict=True):
-                p.grad = self.drawn(sizes, p, dead=True)
+                p.grad = self.drawn(sizes, p, dead)
             before = [p.detach().clone() for p in self.tensors]
             try:
                 self.optimizer.step()

@@ -105,7 +105,7 @@ class Network:
         return op.fixed()
 
     def _follow_writes(self, op, values, storage, order):
-        """An in-place op: its output has the new values. What still reads them by an older name, or by a view, is not followed."""
+        """An in-place op: its output has the new values. Who reads them by an older name, or by a view, is not followed."""
         schema = getattr(op.target, "_schema", None)
         if schema is None:
             return
