@@ -22,7 +22,9 @@ class Op:
     Every verb takes None for an axis of which no position can leave, and hands None on.
     """
 
-    def __init__(self, network: Network, node: torch.fx.Node, values: dict, mode: str, arguments: bool = True) -> None:
+    def __init__(
+        self, network: Network, node: torch.fx.Node, values: dict[torch.fx.Node, Any], mode: str, arguments: bool = True
+    ) -> None:
         self.network = network
         self.mode = mode
         self.node = node

@@ -102,7 +102,7 @@ def conv_transpose(op):
     if bias is not None:
         op.unify(rows, op.axis(bias, 0))
 
-    def zero(zeros):
+    def zero_out(zeros):
         if weight.shape[0] == groups:
             empty = changed(
                 either(zeros(x, channels), zeros(weight, 0)), lambda mask: mask.repeat_interleave(multiplier)
@@ -111,4 +111,4 @@ def conv_transpose(op):
             empty = changed(zeros(weight, 1), lambda mask: mask.repeat(groups))
         return None if empty is None else both(empty, empty if bias is None else zeros(bias, 0))
 
-    return result(op, x, weight, rows, zero)
+    return result(op, x, weight, rows, zero_out)

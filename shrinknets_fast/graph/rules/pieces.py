@@ -81,8 +81,8 @@ def slice_tensor(op):
         op.pin(axes[dim], f"is cut at fixed positions by {op.label}")
         return op.output([None if d == dim else axis for d, axis in enumerate(axes)])
     siblings = [slice_of(name, given, x.shape) for name, given in op.calls_on("self")]
-    places = {(s.start, s.stop) for found in siblings if found and found[0] == dim and ((s := found[1]).step or 1) == 1}
-    places = [slice(*bounds) for bounds in sorted(places) if bounds != (0, x.shape[dim])]
+    cuts = {(s.start, s.stop) for found in siblings if found and found[0] == dim and ((s := found[1]).step or 1) == 1}
+    places = [slice(*bounds) for bounds in sorted(cuts) if bounds != (0, x.shape[dim])]
     axes = cut(op, dim, places)[[(p.start, p.stop) for p in places].index((place.start, place.stop))]
     return op.output(axes, carried([x], axes))
 

@@ -93,7 +93,7 @@ def pointwise(op):
     givers = [v for v in values if v.dtype != torch.bool]
 
     def zero(zeros):
-        result = []
+        result: list[torch.Tensor | None] = []
         for d, axis in enumerate(axes):
             masks = [zero_at(v, len(axes) - d, shape[d], zeros) for v in givers]
             if axis is None or not keeps or not masks:

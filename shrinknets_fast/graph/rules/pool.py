@@ -21,5 +21,5 @@ def pooling(spatial):
 
 for n in (1, 2, 3):
     names = (f"max_pool{n}d", f"max_pool{n}d_with_indices", f"avg_pool{n}d", f"lp_pool{n}d")
-    names += (f"adaptive_avg_pool{n}d", f"_adaptive_avg_pool{n}d", f"adaptive_max_pool{n}d")
-    register_rule(*named(*names))(pooling(n))
+    adaptive = (f"adaptive_avg_pool{n}d", f"_adaptive_avg_pool{n}d", f"adaptive_max_pool{n}d")
+    register_rule(*named(*names, *adaptive))(pooling(n))

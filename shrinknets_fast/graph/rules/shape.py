@@ -4,6 +4,7 @@ import math
 
 import torch
 
+from ..features import Axis
 from ..value import Value
 from .registry import register_rule
 from .zeros import carried
@@ -143,7 +144,7 @@ def cat(op):
     parts = [v for v in op.inputs if isinstance(v, Value) and v.shape != (0,)]
     ndim = parts[0].ndim
     dim = op["dim"] % ndim
-    axes = []
+    axes: list[Axis | None] = []
     for d in range(ndim):
         meeting = [op.axis(v, d) for v in parts]
         if all(axis is None for axis in meeting):

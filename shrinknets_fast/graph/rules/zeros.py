@@ -26,7 +26,7 @@ def carried(inputs, axes):
     def zero(zeros):
         alone = inputs[0] if len(inputs) == 1 else None
         by_feature = None
-        result = []
+        result: list[torch.Tensor | None] = []
         for axis in axes:
             place = alone.axes.index(axis) if alone is not None and axis is not None and axis in alone.axes else None
             if axis is None:
