@@ -87,7 +87,7 @@ def checked(path: str, source: str) -> Path:
     return path
 
 
-def path_of(op: str, device: str, layer: Layer, path: Path | None = None) -> Path:
+def path_of(op: Literal["linear", "conv"], device: str, layer: Layer, path: Path | None = None) -> Path:
     """The name of the path that a :class:`Layer` of ``op`` ("linear", "conv") takes on a device ("cpu", "cuda", ...)."""
     if path is not None:
         checked(path, f"filtered_{op}: path")

@@ -26,6 +26,8 @@ Activation = Literal["relu"]
 Init = float | Literal["uniform"]
 
 _unfolded = contextvars.ContextVar("unfolded", default=False)
+PARAMETRIZED = "parametrize a plain layer, and put a Filter behind it"
+
 if TYPE_CHECKING:
 
     class Layer(nn.Module):
@@ -43,8 +45,6 @@ if TYPE_CHECKING:
 
 else:
     Layer = object  # a mixin's own annotations would be torch.jit's, which reads them
-
-PARAMETRIZED = "parametrize a plain layer, and put a Filter behind it"
 
 
 @contextlib.contextmanager

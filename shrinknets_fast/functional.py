@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,9 +25,6 @@ from .ops.filter import filter
 from .ops.fold import fold, folded_linear
 from .ops.linear import linear
 
-Size = int | Sequence[int]  # one number for all dimensions, or one for each
-Window = tuple[Size, Size | str, Size, int]  # stride, padding, dilation, groups
-
 __all__ = [
     "filter",
     "filtered_batch_norm",
@@ -35,6 +33,10 @@ __all__ = [
     "filtered_conv3d",
     "filtered_linear",
 ]
+
+Size = int | Sequence[int]  # one number for all dimensions, or one for each
+Padding = Size | Literal["same", "valid"]
+Window = tuple[Size, Padding, Size, int]  # stride, padding, dilation, groups
 
 
 def compute_dtype(weight: torch.Tensor, kind: str) -> torch.dtype | None:
@@ -100,7 +102,7 @@ def filtered_conv1d(
     theta: torch.Tensor,
     *,
     stride: Size = 1,
-    padding: Size | str = 0,
+    padding: Padding = 0,
     dilation: Size = 1,
     groups: int = 1,
     activation: Activation | None = None,
@@ -121,7 +123,7 @@ def filtered_conv2d(
     theta: torch.Tensor,
     *,
     stride: Size = 1,
-    padding: Size | str = 0,
+    padding: Padding = 0,
     dilation: Size = 1,
     groups: int = 1,
     activation: Activation | None = None,
@@ -138,7 +140,7 @@ def filtered_conv3d(
     theta: torch.Tensor,
     *,
     stride: Size = 1,
-    padding: Size | str = 0,
+    padding: Padding = 0,
     dilation: Size = 1,
     groups: int = 1,
     activation: Activation | None = None,

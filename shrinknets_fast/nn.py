@@ -13,7 +13,19 @@ from . import functional
 from .dispatch import Path
 from .errors import ShrinkError
 from .folded import Activation, FoldedReads, Init, Layer, is_unfolded
-from .functional import Size
+from .functional import Padding, Size
+
+__all__ = [
+    "Filter",
+    "FilterBase",
+    "FilteredBatchNorm1d",
+    "FilteredBatchNorm2d",
+    "FilteredBatchNorm3d",
+    "FilteredConv1d",
+    "FilteredConv2d",
+    "FilteredConv3d",
+    "FilteredLinear",
+]
 
 Device = torch.device | str | int | None
 
@@ -28,7 +40,7 @@ class ConvOptions(TypedDict, total=False):
     """What the torch.nn layer takes by name."""
 
     stride: Size
-    padding: Size | str
+    padding: Padding
     dilation: Size
     groups: int
     bias: bool
@@ -47,25 +59,11 @@ class BatchNormOptions(TypedDict, total=False):
     bias: bool
 
 
-__all__ = [
-    "Filter",
-    "FilterBase",
-    "FilteredBatchNorm1d",
-    "FilteredBatchNorm2d",
-    "FilteredBatchNorm3d",
-    "FilteredConv1d",
-    "FilteredConv2d",
-    "FilteredConv3d",
-    "FilteredLinear",
-]
-
-
 class FilterBase(Layer):
     """What all layers with a filter share. ``theta``: Parameter of shape (C,); feature k is dead once theta[k] <= 0."""
 
-    plain = cast(
-        "type[nn.Module]", None
-    )  # the torch.nn class that this one extends; an annotation here is torch.jit's to read
+    # casts, because torch.jit reads a module's annotations
+    plain = cast("type[nn.Module]", None)  # the torch.nn class that this one extends
     activation = cast("Activation | None", None)
 
     @property
@@ -158,7 +156,7 @@ class Filter(FilterBase, nn.Module):
         return f"{super().extra_repr()}, dim={self.dim}"
 
 
-class FilteredLinear(FilterBase, FoldedReads, nn.Linear):  # type: ignore[misc]  # bias is computed, no Parameter
+class FilteredLinear(FilterBase, FoldedReads, nn.Linear):
     """``act((x W^T + b) * max(0, theta))``: (*, in) to (*, out), as ``nn.Linear``. activation: None or "relu".
 
     path: an attribute; None lets dispatch.py choose how to compute, a name overrules it.
@@ -166,6 +164,8 @@ class FilteredLinear(FilterBase, FoldedReads, nn.Linear):  # type: ignore[misc] 
 
     plain = nn.Linear
     path = cast("Path | None", None)
+    if TYPE_CHECKING:
+        bias: torch.Tensor  # type: ignore[assignment]  # computed, so no Parameter as torch has it
 
     def __init__(
         self,

@@ -34,9 +34,9 @@ from .nn import (
 )
 from .saving import check_saves
 
-Model = TypeVar("Model", bound=nn.Module)
-
 __all__ = ["add_filters"]
+
+Model = TypeVar("Model", bound=nn.Module)
 
 FILTERED: dict[type[nn.Module], type[FilterBase]] = {
     kind.plain: kind

@@ -18,9 +18,8 @@ class Watch:
     def __init__(self, filters: Filters, copies: Callable[[str, torch.Tensor], Iterable[torch.Tensor]]) -> None:
         self._filters = filters
         self._copies = copies
-        self._looks: list[
-            tuple[list[int], list[int], torch.Tensor, torch.cuda.Event | None]
-        ] = []  # of the look that is under way: (keys, sizes, bytes on the host, event)
+        # of the look that is under way: (keys, sizes, bytes on the host, event)
+        self._looks: list[tuple[list[int], list[int], torch.Tensor, torch.cuda.Event | None]] = []
 
     def masks(self) -> dict[int, torch.Tensor]:
         """{key: mask of its dead features} now, on the CPU. One copy from each device."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Literal
 
 import torch
 from torch import nn
@@ -25,7 +26,7 @@ class Companions:
         model: nn.Module,
         optimizers: torch.optim.Optimizer | Iterable[torch.optim.Optimizer] = (),
         follow: Follow = (),
-        follow_dead: str = "wait",
+        follow_dead: Literal["wait", "drop"] = "wait",
     ) -> None:
         if follow_dead not in ("wait", "drop"):
             raise ShrinkError(f"GarbageCollector: follow_dead is {follow_dead!r}, expected 'wait' or 'drop'")

@@ -13,7 +13,7 @@ from ..errors import ShrinkError
 from ..graph.trace import lookup
 
 Copy = nn.Module | dict[str, torch.Tensor] | Iterable[torch.Tensor]
-Follow = Copy | Iterable[Copy]
+Follow = nn.Module | dict[str, torch.Tensor] | Iterable[torch.Tensor | Copy]  # of one copy, or several
 
 
 class Copies:

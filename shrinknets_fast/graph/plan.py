@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
 import torch
 
@@ -87,6 +88,15 @@ class Plan:
         lines = ["  ".join(str(c).ljust(w) for c, w in zip(row, [*widths, 0], strict=True)).rstrip() for row in rows]
         lines += [f"{name}: the branch leaves" for name in self.branches]
         return "\n".join([*lines, f"{len(self.tensors)} tensors change, {self.bytes_freed} bytes are freed"])
+
+
+class Options(TypedDict, total=False):
+    """Of :func:`make_plan`."""
+
+    align: int
+    removal: float
+    generator: torch.Generator | None
+    forgiven: Callable[[Read], torch.Tensor] | None
 
 
 def make_plan(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import nn
@@ -16,7 +16,7 @@ from ..filters import leave_fast_paths, named_filters
 from ..watch import Watch
 from .hub import Hub, find_hubs
 from .network import Network
-from .plan import Plan, make_plan, tensor_plans
+from .plan import Options, Plan, make_plan, tensor_plans
 from .rehearse import Rehearsal
 from .trace import lookup, trace
 from .verdict import judge
@@ -56,7 +56,7 @@ class Reading:
         self.rehearsal.set_stage(model)  # now, or the first collection would have to
         _examples[model] = self.rehearsal.inputs
 
-    def plan(self, dead: Mapping[int, torch.Tensor], **options: Any) -> Plan:
+    def plan(self, dead: Mapping[int, torch.Tensor], **options: Unpack[Options]) -> Plan:
         """What leaves of the features in ``dead``, {id(theta): mask}; options: see :func:`make_plan`."""
         return make_plan(self.network, self.hubs, dead, **options)
 

@@ -50,7 +50,7 @@ def _(
     check_like("fold_backward", "grad_weight", grad_weight, "weight", weight, "weight", weight)
     if grad_bias is not None:
         torch._check(bias is not None, lambda: "fold_backward: grad_bias is given, expected None as bias")
-        assert bias is not None
+        assert bias is not None  # for type checkers
         check_like("fold_backward", "grad_bias", grad_bias, "bias", bias, "weight", weight)
     dbias = weight.new_empty(0) if bias is None else weight.new_empty(bias.shape[0], dtype=bias.dtype)
     return torch.empty_like(weight), dbias, weight.new_empty(theta.shape[0], dtype=theta.dtype)
