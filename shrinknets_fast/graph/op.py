@@ -13,7 +13,9 @@ from .value import Read, RuleError, Step, Value, Zeros
 if TYPE_CHECKING:
     from .network import Network
 
+Axes = list[Axis | None]  # one for each dimension
 Masks = Sequence[torch.Tensor | None]
+Result = Value | list[Value]  # of an op: one value, or several
 
 
 class Op:

@@ -1,11 +1,16 @@
 """Pooling: each channel on its own; zero in, zero out (padding is zero or minus infinity, which never wins)."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..op import Op, Result
 from .registry import named, register_rule
 from .zeros import carried
 
 
-def pooling(spatial):
-    def rule(op):
+def pooling(spatial: int) -> Callable[[Op], Result]:
+    def rule(op: Op) -> Result:
         x = op.inputs[0]
         keep = x.ndim - spatial
         axes = op.axes(x)[:keep] + [None] * spatial
