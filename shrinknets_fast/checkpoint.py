@@ -49,7 +49,8 @@ def load_state_dict(model: nn.Module, state_dict: Mapping[str, Any]) -> _Incompa
         gated.put_stand_in(ExitStack())  # all checks have passed: nothing to undo
     sizes = Sizes(model)
     for tensor, shape in resized:
-        tensor.set_(torch.empty(shape, dtype=tensor.dtype, device=tensor.device))  # type: ignore[call-overload]  # torch declares no set_ of a tensor alone
+        empty = torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
+        tensor.set_(empty)  # type: ignore[call-overload]  # torch declares no set_ of a tensor alone
         tensor.grad = None
     sizes.sync(model)
     leave_fast_paths(model)

@@ -67,9 +67,8 @@ def truncates(kind: str, dtype: torch.dtype) -> bool:
 
 
 WEIGHS = f"rows < columns, more than {CALL_BOUND:,} weights"
-RULES: tuple[
-    tuple[str, str, str, Callable[[Layer], bool], Path], ...
-] = (  # (op, device, words, test, path); the first that fits, else fold
+Rule = tuple[str, str, str, Callable[[Layer], bool], Path]
+RULES: tuple[Rule, ...] = (  # (op, device, words, test, path); the first that fits, else fold
     ("linear", "cuda", f"at most {LAUNCH_BOUND:,} products", lambda layer: layer.small, "triton"),
     ("linear", "cuda", "relu and half weights", lambda layer: layer.flips and not layer.barred, "triton"),
     ("conv", "cuda", "relu and half weights", lambda layer: layer.flips, "epilogue"),

@@ -33,9 +33,8 @@ class FeatureSpace:
         self.count = 0
         self.axes: list[Axis] = []
         self.pins: list[tuple[Axis, str]] = []  # (axis, reason): the features of this axis never leave
-        self.doubts: list[
-            tuple[Axis, str]
-        ] = []  # (axis, label): whether the user's code follows this axis when it shrinks is to be tried
+        # (axis, label): whether the user's code follows this axis when it shrinks is to be tried
+        self.doubts: list[tuple[Axis, str]] = []
         self._equal: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def axis(self, ids: torch.Tensor) -> Axis:

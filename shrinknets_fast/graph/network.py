@@ -40,9 +40,8 @@ class Network:
         self.steps: list[Step] = []
         self.ops: list[Op] = []  # every op that was read, in order
         self.returned: set[Value] = set()  # the values that are the model's outputs
-        self.outputs: dict[
-            str, list[list[Value]]
-        ] = {}  # module name -> the values of the ops in its own forward, one list per mode
+        # module name -> the values of the ops in its own forward, one list per mode
+        self.outputs: dict[str, list[list[Value]]] = {}
         self.unknown: set[str] = set()
         for mode in traced:
             self._read_graph(mode)

@@ -29,9 +29,8 @@ class Numbers(TorchDispatchMode):
         self.expected, self.values = expected, values
         self.calls: list[Any] = []  # functions
         self.found: list[tuple[Any, tuple[Any, ...]]] = []  # (op, numbers)
-        self.integers: list[
-            tuple[Any, list[tuple[int, ...]], list[int]]
-        ] = []  # (op, shapes of its tensors, integers): equal shapes, equal integers
+        # (op, shapes of its tensors, integers): equal shapes, equal integers
+        self.integers: list[tuple[Any, list[tuple[int, ...]], list[int]]] = []
         self.held: list[tuple[Any, list[str]]] = []  # (op, what its small tensors hold)
         self.inside = False  # of fused attention, which picks another kernel for other widths
         self.functions = Functions(self)

@@ -156,7 +156,7 @@ class Launch:
 
 def tf32(x):
     """Whether torch's own float32 convolutions on this device would be in TF32."""
-    return x.is_cuda and torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]  # torch sets it on import
+    return x.is_cuda and torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]  # set on import
 
 
 def dense(vector):
