@@ -41,6 +41,7 @@ bench: $(VENV)/.bench
 lint: build
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	@if command -v clang-format >/dev/null && [ -n "$(CPP)" ]; then \
 		clang-format --dry-run -Werror $(CPP); else echo "lint: clang-format skipped"; fi
 	@echo "lint: clean"
@@ -48,7 +49,7 @@ lint: build
 build: $(VENV)/.built
 
 clean:
-	rm -rf $(VENV) build dist runs *.egg-info shrinknets_fast/*.so .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist runs *.egg-info shrinknets_fast/*.so .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.torch: pyproject.toml

@@ -1,5 +1,7 @@
 """ShrinkNets with fused kernels: start from an oversized network and let training find its size."""
 
+import importlib.metadata
+
 from . import (
     _library,  # noqa: F401  loads the ops before anything names them
     functional,
@@ -26,6 +28,11 @@ from .nn import (
 from .placement import add_filters
 from .proximal import ProximalL1
 
+try:
+    __version__ = importlib.metadata.version("shrinknets_fast")
+except importlib.metadata.PackageNotFoundError:  # a checkout that was built but not installed
+    __version__ = "unknown"
+
 __all__ = [
     "Collection",
     "Coverage",
@@ -40,6 +47,7 @@ __all__ = [
     "GarbageCollector",
     "ProximalL1",
     "ShrinkError",
+    "__version__",
     "add_filters",
     "coverage",
     "features",

@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 
 FOLDER = Path(__file__).parent
-LOADED = []
+LOADED: list[str] = []
 
 
-def load():
+def load() -> None:
     cpu, cuda = FOLDER / "_C_cpu.so", FOLDER / "_C_cuda.so"
     if not cpu.exists():
         raise ImportError(

@@ -1,8 +1,14 @@
 """Loading a shrunk checkpoint into a fresh model of the original size."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
 from contextlib import ExitStack
+from typing import Any
 
 import torch
+from torch import nn
+from torch.nn.modules.module import _IncompatibleKeys
 
 from .depth.closing import branches_that_left
 from .errors import ShrinkError
@@ -13,7 +19,7 @@ __all__ = ["load_state_dict"]
 
 
 @torch.no_grad()
-def load_state_dict(model, state_dict):
+def load_state_dict(model: nn.Module, state_dict: Mapping[str, Any]) -> _IncompatibleKeys:
     """Resize ``model`` to the sizes in ``state_dict``, then load it strictly. Parameters keep their identity.
 
     model: has the same names, and every tensor is at least as large as in the checkpoint; a branch that had left the network
@@ -43,7 +49,8 @@ def load_state_dict(model, state_dict):
         gated.put_stand_in(ExitStack())  # all checks have passed: nothing to undo
     sizes = Sizes(model)
     for tensor, shape in resized:
-        tensor.set_(torch.empty(shape, dtype=tensor.dtype, device=tensor.device))
+        empty = torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
+        tensor.set_(empty)  # type: ignore[call-overload]  # torch declares no set_ of a tensor alone
         tensor.grad = None
     sizes.sync(model)
     leave_fast_paths(model)

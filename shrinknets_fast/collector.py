@@ -6,12 +6,14 @@ import contextlib
 import dataclasses
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, NoReturn, TypedDict
 
 import torch
 
 from .checks import check_gradients, checked_count, checked_share, default_align, warn_of_no_effect
 from .companions import Companions
+from .companions.copies import Follow
 from .companions.guard import Guard
 from .compiled import Compiled
 from .depth.closing import can_close_copies, closed_branches, take_out
@@ -22,7 +24,7 @@ from .graph.modules import make_persistent
 from .graph.plan import Plan
 from .graph.reading import Reading, example_of
 from .graph.rehearse import Rehearsal
-from .graph.trace import checked_inputs, lookup
+from .graph.trace import Inputs, checked_inputs, lookup
 from .memory import trim
 from .work import prepare
 
@@ -47,6 +49,14 @@ class Collection:
     branches: tuple[str, ...] = ()
 
 
+class CollectorState(TypedDict):
+    """What a collector puts into a checkpoint."""
+
+    steps: int
+    generator: torch.Tensor
+    seen: dict[str, int]
+
+
 class GarbageCollector:
     """Removes dead features from ``model`` during training, with gradients and optimizer state.
 
@@ -69,17 +79,17 @@ class GarbageCollector:
     def __init__(
         self,
         model: torch.nn.Module,
-        example_inputs,
+        example_inputs: Inputs,
         *,
-        example_kwargs: dict | None = None,
-        optimizers=(),
+        example_kwargs: Mapping[str, Any] | None = None,
+        optimizers: torch.optim.Optimizer | Iterable[torch.optim.Optimizer] = (),
         align: int | None = None,
         every: int = 1,
         min_dead: float = 0.05,
         removal: float = 1.0,
         seed: int | None = None,
-        follow=(),
-        follow_dead: str = "wait",
+        follow: Follow = (),
+        follow_dead: Literal["wait", "drop"] = "wait",
     ) -> None:
         self._compiled = Compiled(model)
         self.model = model = self._compiled.module
@@ -99,7 +109,7 @@ class GarbageCollector:
         self._steps = 0
         self._kept_branches: set[str] = set()  # closed, but they change the shape of their input, so they stay
         self._seen: dict[int, int] = {}  # id(theta) -> dead features that the last collection left
-        self._callbacks: OrderedDict[int, Callable] = OrderedDict()
+        self._callbacks: OrderedDict[int, Callable[[str, torch.Tensor], object]] = OrderedDict()
 
     def plan(self) -> Plan:
         """What a collection would remove now. Changes nothing."""
@@ -163,7 +173,7 @@ class GarbageCollector:
         lines = [f"{name}: this branch is closed and has left the network" for name in vanished]
         return "\n".join([explain(self._reading.network, self._reading.hubs, self._reading.watch.masks()), *lines])
 
-    def on_removed(self, callback: Callable[[str, torch.Tensor], object]):
+    def on_removed(self, callback: Callable[[str, torch.Tensor], object]) -> torch.utils.hooks.RemovableHandle:
         """``callback(hub_name, kept)`` after each removal; kept: the positions that stayed. Returns a handle to remove it."""
         handle = torch.utils.hooks.RemovableHandle(self._callbacks)
         self._callbacks[handle.id] = callback
@@ -182,38 +192,40 @@ class GarbageCollector:
                 tensors[id(member.owner)] = member.owner
         return trim(tensors.values(), waste)
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> CollectorState:
         names = {name: key for key, (name, _) in self._reading.filters.items()}
         seen = {name: self._seen[key] for name, key in names.items() if key in self._seen}
         return {"steps": self._steps, "generator": self._generator.get_state(), "seen": seen}
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._generator.set_state(state["generator"].cpu())
         self._steps = int(state["steps"])
         seen = state.get("seen", {})  # states from before it was kept have none
         self._seen = {key: seen[name] for key, (name, _) in self._reading.filters.items() if name in seen}
 
-    def _read(self, args, kwargs) -> Reading:
+    def _read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Reading:
         return Reading(self.model, args, kwargs, self._companions.thetas)
 
-    def _plan(self, dead, generator) -> Plan:
+    def _plan(self, dead: Mapping[int, torch.Tensor], generator: torch.Generator) -> Plan:
         return self._reading.plan(dead, align=self.align, removal=self.removal, generator=generator)
 
-    def _leaving(self, dead) -> dict[str, Gated]:
+    def _leaving(self, dead: Mapping[int, torch.Tensor]) -> dict[str, Gated]:
         """{name: Gated} of the closed branches, without those that have to stay."""
         closed = closed_branches(self.model, dead)
         copies = self._companions.copies
         return {n: m for n, m in closed.items() if n not in self._kept_branches and can_close_copies(copies, n)}
 
-    def _close_branches(self, dead, undo) -> tuple[str, ...]:
+    def _close_branches(self, dead: Mapping[int, torch.Tensor], undo: contextlib.ExitStack) -> tuple[str, ...]:
         """Take out the residual branches whose gate is dead, here and in the copies; the network that is left is read anew."""
         branches = self._leaving(dead)
         if not branches:
             return ()
-        args, kwargs = example_of(self.model)
+        example = example_of(self.model)
+        assert example is not None  # self._reading has left it
+        args, kwargs = example
         shapes = Rehearsal(self.model, args, kwargs).output_shapes(self.model)
 
-        def still_runs():
+        def still_runs() -> bool:
             return Rehearsal(self.model, args, kwargs).output_shapes(self.model) == shapes
 
         undo.callback(setattr, self, "_reading", self._reading)
@@ -240,18 +252,18 @@ class GarbageCollector:
                 if hub.removed:
                     callback(hub.name, hub.kept)
 
-    def __deepcopy__(self, memo):
+    def __deepcopy__(self, memo: dict[int, Any]) -> NoCollector:
         """A copy of the model that holds its collector has none: this one works on the original."""
         return NoCollector()
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type[NoCollector], tuple[()]]:
         return NoCollector, ()
 
 
 class NoCollector:
     """In place of a collector where a model that holds one was copied or loaded."""
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> NoReturn:
         if name.startswith("_"):
             raise AttributeError(name)
         raise ShrinkError(f"{name}: this came with a copy of a model; make a new GarbageCollector for it")

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
+from torch import nn
 
 from .graph.coverage import Coverage, coverage_of
 from .graph.reading import read
-from .graph.trace import checked_inputs
+from .graph.trace import Inputs, checked_inputs
 from .nn import FilterBase
 
 __all__ = ["Coverage", "all_dead", "coverage"]
 
 
-def coverage(model, example_inputs, *, example_kwargs=None) -> Coverage:
+def coverage(model: nn.Module, example_inputs: Inputs, *, example_kwargs: Mapping[str, Any] | None = None) -> Coverage:
     """A :class:`Coverage`: for each parameter the share of its entries that its filters let leave, and what keeps the rest.
 
     Traces the model and changes nothing. ``print`` it for a table.
@@ -23,7 +27,7 @@ def coverage(model, example_inputs, *, example_kwargs=None) -> Coverage:
     return coverage_of(model, network, all_dead(model))
 
 
-def all_dead(model) -> dict[int, torch.Tensor]:
+def all_dead(model: nn.Module) -> dict[int, torch.Tensor]:
     """{id(theta): mask} as if every feature of every filter were dead."""
     thetas = [m.theta for m in model.modules() if isinstance(m, FilterBase)]
     return {id(theta): torch.ones(theta.numel(), dtype=torch.bool) for theta in thetas}

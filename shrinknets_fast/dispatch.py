@@ -5,17 +5,21 @@ triton: one kernel does both. reference: plain torch operations, for comparison.
 the environment variable SHRINKNETS_FAST_PATH, is taken where it can be; export always sees fold, which the collector knows.
 """
 
+from __future__ import annotations
+
 import contextlib
 import functools
 import os
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Literal, NamedTuple
 
 import torch
 
 from .errors import ShrinkError
 from .ops.checks import IN_TRITON
 
-PATHS = ("fold", "epilogue", "triton", "reference")
+Path = Literal["fold", "epilogue", "triton", "reference"]
+PATHS: tuple[Path, ...] = ("fold", "epilogue", "triton", "reference")
 VARIABLE = "SHRINKNETS_FAST_PATH"
 FORCED = os.environ.get(VARIABLE) or None
 
@@ -42,28 +46,29 @@ class Layer(NamedTuple):
     barred: bool = False  # from Triton by default: a parameter in float64, which it does not take, or see truncates
 
     @property
-    def light(self):
+    def light(self) -> bool:
         """A call costs more than a pass over the weights."""
         return self.columns * self.features <= CALL_BOUND
 
     @property
-    def weighs(self):
+    def weighs(self) -> bool:
         """Weights outweigh outputs, and calls."""
         return self.rows < self.columns and not self.light
 
     @property
-    def small(self):
+    def small(self) -> bool:
         known = self.dtype in IN_TRITON and not self.barred
         return known and self.rows * self.columns * self.features <= LAUNCH_BOUND
 
 
-def truncates(kind, dtype):
+def truncates(kind: str, dtype: torch.dtype) -> bool:
     """Of float32's bits tf32 drops 13: torch rounds, Triton truncates, with 2.6 times the error and a bias."""
     return kind == "cuda" and dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
 WEIGHS = f"rows < columns, more than {CALL_BOUND:,} weights"
-RULES = (  # (op, device, words, test, path); the first that fits, else fold
+Rule = tuple[str, str, str, Callable[[Layer], bool], Path]
+RULES: tuple[Rule, ...] = (  # (op, device, words, test, path); the first that fits, else fold
     ("linear", "cuda", f"at most {LAUNCH_BOUND:,} products", lambda layer: layer.small, "triton"),
     ("linear", "cuda", "relu and half weights", lambda layer: layer.flips and not layer.barred, "triton"),
     ("conv", "cuda", "relu and half weights", lambda layer: layer.flips, "epilogue"),
@@ -75,13 +80,13 @@ RULES = (  # (op, device, words, test, path); the first that fits, else fold
 )
 
 
-def checked(path, source):
+def checked(path: str, source: str) -> Path:
     if path not in PATHS:
         raise ShrinkError(f"{source} is {path!r}, expected one of {', '.join(PATHS)}")
     return path
 
 
-def path_of(op, device, layer, path=None):
+def path_of(op: Literal["linear", "conv"], device: str, layer: Layer, path: Path | None = None) -> Path:
     """The name of the path that a :class:`Layer` of ``op`` ("linear", "conv") takes on a device ("cpu", "cuda", ...)."""
     if path is not None:
         checked(path, f"filtered_{op}: path")
@@ -93,7 +98,7 @@ def path_of(op, device, layer, path=None):
 
 
 @contextlib.contextmanager
-def folding():
+def folding() -> Iterator[None]:
     """Inside, what no path was named for is folded, on all devices alike."""
     global FORCED
     before, FORCED = FORCED, FORCED or "fold"
@@ -103,14 +108,14 @@ def folding():
         FORCED = before
 
 
-def by_rules(op, device, layer):
+def by_rules(op: str, device: str, layer: Layer) -> Path:
     return next((name for o, where, _, fits, name in RULES if (o, where) == (op, device) and fits(layer)), "fold")
 
 
 remembered = functools.lru_cache(4096)(by_rules)
 
 
-def table():
+def table() -> str:
     """The rules as text."""
     lines = [f"{'op':<8} {'device':<8} {'path':<10} where"]
     lines += [f"{op:<8} {where:<8} {path:<10} {words}" for op, where, words, _, path in RULES]

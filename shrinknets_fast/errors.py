@@ -1,7 +1,10 @@
 """The one exception type of the package, and its way to warn."""
 
+from __future__ import annotations
+
 import sys
 import warnings
+from types import FrameType
 
 
 class ShrinkError(ValueError):
@@ -13,7 +16,8 @@ class ShrinkError(ValueError):
 
 def warn(message: str) -> None:
     """A UserWarning at the line of the caller's code, however deep in this package it is noticed."""
-    own, frame, depth, level = __name__.partition(".")[0], sys._getframe(), 0, 1
+    frame: FrameType | None = sys._getframe()
+    own, depth, level = __name__.partition(".")[0], 0, 1
     while frame is not None and (root := frame.f_globals.get("__name__", "").partition(".")[0]) in (own, "torch"):
         depth += 1
         level = depth + 1 if root == own else level  # torch's frames only where one of ours lies behind them

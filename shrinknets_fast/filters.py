@@ -1,6 +1,9 @@
 """Questions about all filters of a model: which there are, how many features live, what their penalty is."""
 
+from __future__ import annotations
+
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,12 +17,12 @@ __all__ = ["features", "named_filters", "param_groups", "penalty", "thetas"]
 HOW = "add_filters(model, example_inputs) gives it some"
 
 
-def named_filters(model):
+def named_filters(model: nn.Module) -> dict[str, FilterBase]:
     """{"module.name": module} for every layer with a filter, in the model's order."""
     return {name: module for name, module in model.named_modules() if isinstance(module, FilterBase)}
 
 
-def leave_fast_paths(model):
+def leave_fast_paths(model: nn.Module) -> None:
     """In evaluation nn.TransformerEncoderLayer hands its layers' weights to one fused op, which knows no theta: not with filters.
 
     The flags are the ones that torch itself clears where the fused op does not fit.
@@ -32,15 +35,15 @@ def leave_fast_paths(model):
                 module.enable_nested_tensor = module.use_nested_tensor = False
 
 
-def thetas(model):
+def thetas(model: nn.Module) -> dict[str, nn.Parameter]:
     """{"module.name.theta": Parameter}, a shared one once, under its first name."""
-    found = {}
+    found: dict[int, tuple[str, nn.Parameter]] = {}
     for name, module in named_filters(model).items():
         found.setdefault(id(module.theta), (f"{name}.theta" if name else "theta", module.theta))
     return dict(found.values())
 
 
-def penalty(model):
+def penalty(model: nn.Module) -> torch.Tensor:
     """``sum max(0, theta)`` over all filters of ``model``: a scalar tensor; multiply it by lambda yourself.
 
     A shared theta counts once. The gradient is 1 for a live feature and 0 for a dead one (theta <= 0). Summed in float32 or
@@ -56,12 +59,18 @@ def penalty(model):
     return total
 
 
-def features(model):
+def features(model: nn.Module) -> dict[str, tuple[int, int]]:
     """{"module.name": (alive, total)} for every filter of ``model``; total is the layer's present size."""
     return {name: (int(m.alive.sum()), m.theta.numel()) for name, m in named_filters(model).items()}
 
 
-def param_groups(model, *, lr, filter_lr=None, weight_decay=0.0):
+def param_groups(
+    model: nn.Module,
+    *,
+    lr: float | torch.Tensor,
+    filter_lr: float | torch.Tensor | None = None,
+    weight_decay: float = 0.0,
+) -> list[dict[str, Any]]:
     """Two parameter groups for an optimizer: the weights with ``weight_decay``, and the thetas with ``filter_lr`` and none.
 
     Decay on theta would fight the penalty; decay on the weights keeps the penalty meaningful, because scale can otherwise

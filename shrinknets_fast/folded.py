@@ -5,10 +5,15 @@ another function's weight, off by the factor max(0, theta) of each feature. So t
 parametrizations compute theirs; ``parameters()``, ``state_dict()`` and :func:`unfolded` have the parameters themselves.
 """
 
+from __future__ import annotations
+
 import contextlib
 import contextvars
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
+from torch import nn
 
 from .errors import ShrinkError
 from .folded_tensor import WAY_OUT, FoldedTensor, Source
@@ -17,12 +22,33 @@ from .ops.fold import fold
 
 __all__ = ["FoldedReads", "is_unfolded", "unfolded"]
 
+Activation = Literal["relu"]
+Init = float | Literal["uniform"]
+
 _unfolded = contextvars.ContextVar("unfolded", default=False)
 PARAMETRIZED = "parametrize a plain layer, and put a Filter behind it"
 
+if TYPE_CHECKING:
+
+    class Layer(nn.Module):
+        """What the mixins find behind them: a layer of torch.nn, and what the filtered one adds."""
+
+        plain: ClassVar[type[nn.Module]]
+        theta: nn.Parameter
+        init: Init
+        owns_theta: bool
+        activation: Activation | None
+
+        def __init__(self, *args: Any, **kw: Any) -> None: ...
+        def __call__(self, input: torch.Tensor) -> torch.Tensor: ...
+        def reset_parameters(self) -> None: ...
+
+else:
+    Layer = object  # a mixin's own annotations would be torch.jit's, which reads them
+
 
 @contextlib.contextmanager
-def unfolded():
+def unfolded() -> Iterator[None]:
     """Inside, ``weight`` and ``bias`` of filtered layers are the parameters: to initialise, to assign, to see their gradients."""
     token = _unfolded.set(True)
     try:
@@ -31,11 +57,11 @@ def unfolded():
         _unfolded.reset(token)
 
 
-def is_unfolded():
+def is_unfolded() -> bool:
     return not torch.compiler.is_compiling() and _unfolded.get()
 
 
-def folded(layer, name):
+def folded(layer: FoldedReads, name: str) -> torch.Tensor | None:
     value, theta = layer.raw(name), layer.theta
     if value is not None:
         value = fold(value, None, theta)[0]
@@ -46,10 +72,10 @@ def folded(layer, name):
     return Source(layer, name, value).tensor(value, False)
 
 
-def computed(name):
+def computed(name: str) -> property:
     """A property that reads the parameter ``name`` with the layer's filter folded in."""
 
-    def read(layer):
+    def read(layer: FoldedReads) -> torch.Tensor | None:
         if name not in layer._parameters and name not in layer.__dict__:
             raise AttributeError(name)  # torch.nn.Module.__getattr__ then says it in its own words
         if "theta" not in layer._parameters or is_unfolded():
@@ -59,37 +85,44 @@ def computed(name):
         except AttributeError as error:  # would send Python to the parameter
             raise RuntimeError(f"{type(layer).__name__}.{name} cannot be read: {error}") from error
 
-    def write(layer, value):  # pruning's; torch.nn.Module.__setattr__ itself takes parameters, and refuses the rest
+    def write(
+        layer: FoldedReads, value: torch.Tensor
+    ) -> None:  # pruning's; torch.nn.Module.__setattr__ itself takes parameters, and refuses the rest
         layer.__dict__[name] = value
 
-    def delete(layer):
+    def delete(layer: FoldedReads) -> None:
         del layer.__dict__[name]
 
     return property(read, write, delete, f"``{name}`` with max(0, theta) in it; see :func:`unfolded`.")
 
 
-class FoldedReads:
+class FoldedReads(Layer):
     """Mixin of the filtered layers that have a weight and a bias."""
 
     __jit_unused_properties__ = ["weight", "bias", "alive"]
-    weight = computed("weight")
-    bias = computed("bias")
+    if TYPE_CHECKING:
+        weight: torch.Tensor
+        bias: torch.Tensor | None
+    else:
+        weight = computed("weight")
+        bias = computed("bias")
 
-    def raw(self, name):
+    def raw(self, name: str) -> torch.Tensor | None:
         """The parameter ``name``, or what pruning has put in its place; None where there is none."""
         value = self._parameters.get(name)
         return self.__dict__.get(name) if value is None else value
 
-    def raw_parameters(self, input):
+    def raw_parameters(self, input: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, nn.Parameter]:
         """(weight, bias, theta) to compute with."""
         if isinstance(input, torch.fx.Proxy):
             raise ShrinkError(
                 f"{type(self).__name__} cannot be traced by torch.fx, which reads weights by name and would filter them again; "
                 "trace what fold_filters(model) gives, or use torch.export"
             )
-        return self.raw("weight"), self.raw("bias"), self.theta
+        weight: Any = self.raw("weight")  # None in a batch norm without affine parameters alone
+        return weight, self.raw("bias"), self.theta
 
-    def register_parameter(self, name, param):
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         if isinstance(param, FoldedTensor):
             if param.source.layer is not self:
                 raise ShrinkError(param.source.advice(f"register_parameter({name!r})"))
@@ -100,15 +133,15 @@ class FoldedReads:
                 raise ShrinkError(f"{kind} is assigned, and the layer would multiply it by max(0, theta); {WAY_OUT}")
         super().register_parameter(name, param)
 
-    def __delattr__(self, name):
+    def __delattr__(self, name: str) -> None:
         if name in ("weight", "bias") and name in self._parameters:  # as parametrizations begin
             raise ShrinkError(f"{type(self).__name__}.{name} cannot be computed in another way; {PARAMETRIZED}")
         super().__delattr__(name)
 
-    def reset_parameters(self):
+    def reset_parameters(self) -> None:
         with unfolded():
             super().reset_parameters()
 
-    def _load_from_state_dict(self, *args):
+    def _load_from_state_dict(self, *args: Any) -> None:
         with unfolded():  # assign=True sets the attributes
             super()._load_from_state_dict(*args)

@@ -1,9 +1,18 @@
 """A layer's weight or bias with the filter folded in, as a tensor that reads and writes like the plain layer's."""
 
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
 import torch
+from torch import nn
 from torch.utils import _pytree as pytree
 
 from .errors import ShrinkError
+
+if TYPE_CHECKING:
+    from .folded import FoldedReads
 
 __all__ = ["WAY_OUT", "FoldedTensor"]
 
@@ -18,15 +27,18 @@ class FoldedTensor(torch.Tensor):
     unless they lie in the same memory, so that what is written there arrives too, or have only moved elsewhere.
     """
 
-    alias = None  # False: the value as it was read; True: another view of it; None: moved elsewhere
+    source: Source
+    alias: bool | None = None  # False: the value as it was read; True: another view of it; None: moved elsewhere
 
-    def __hash__(self):
+    def __hash__(self) -> NoReturn:
         raise ShrinkError(self.source.advice("it is looked up"))  # a group or an optimizer's state has the parameter
 
     @classmethod
-    def __torch_function__(cls, func, types, args=(), kwargs=None):
+    def __torch_function__(
+        cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         kwargs = kwargs or {}
-        target = args[0] if args else next(iter(kwargs.values()), None)
+        target: Any = args[0] if args else next(iter(kwargs.values()), None)
         kind = getattr(func, "__name__", "")
         if kind in ("__get__", "__set__"):
             kind = f"{func.__self__.__name__}.{kind}"
@@ -55,43 +67,44 @@ class FoldedTensor(torch.Tensor):
 class Source:
     """Where a folded value came from."""
 
-    def __init__(self, layer, name, value):
+    def __init__(self, layer: FoldedReads, name: str, value: torch.Tensor) -> None:
         self.layer, self.name, self.value = layer, name, value
         self.versions = self.current_versions()
 
-    def tensor(self, value, alias):
+    def tensor(self, value: torch.Tensor, alias: bool | None) -> FoldedTensor:
         folded = value.as_subclass(FoldedTensor)
         folded.source, folded.alias = self, alias
         return folded
 
     @property
-    def parameter(self):
+    def parameter(self) -> nn.Parameter | None:
         return self.layer._parameters.get(self.name)
 
-    def current_versions(self):
+    def current_versions(self) -> list[int]:
         return [t._version for t in (self.parameter, self.layer.theta) if t is not None and not t.is_inference()]
 
-    def advice(self, what):
+    def advice(self, what: str) -> str:
         name = f"{type(self.layer).__name__}.{self.name}"
         return f"{what}: {name} is no parameter, it is computed, with max(0, theta) in it; {WAY_OUT}"
 
-    def passed_on(self, result, kind):
+    def passed_on(self, result: torch.Tensor, kind: str) -> torch.Tensor:
         if type(result) is not torch.Tensor or result.layout is not torch.strided:
             return result
         if 0 != address(result) == address(self.value):
             return self.tensor(result, True)
         return self.tensor(result, None) if kind in MOVES else result
 
-    def check(self):
+    def check(self) -> None:
         if self.parameter is None:
             raise ShrinkError(self.advice("it is written to, and has no parameter"))
         if self.versions != self.current_versions():
             raise ShrinkError(self.advice("it is written to, and was read before the parameter changed; read it again"))
 
     @torch.no_grad()
-    def store(self, before):
+    def store(self, before: torch.Tensor) -> None:
         """Give the parameter what was written to ``value``, which held ``before``."""
         value, parameter, theta = self.value.detach(), self.parameter, self.layer.theta
+        assert parameter is not None  # see check
         scale = theta.clamp(min=0).to(value.dtype).reshape(-1, *[1] * (value.dim() - 1))
         changed = ~((value == before) | (value.isnan() & before.isnan()))
         needed = value / scale
@@ -106,7 +119,9 @@ class Source:
         self.versions = self.current_versions()
 
 
-def write(func, kind, written, args, kwargs):
+def write(
+    func: Callable[..., Any], kind: str, written: Sequence[FoldedTensor], args: Sequence[Any], kwargs: dict[str, Any]
+) -> Any:
     """Do it to the plain values, then to the parameters."""
     sources = {id(t.source): t.source for t in written if t.alias is not None}
     for source in sources.values():
@@ -127,16 +142,16 @@ def write(func, kind, written, args, kwargs):
     return None if isinstance(result, torch.Tensor) else result
 
 
-def plain(folded):
+def plain(folded: torch.Tensor) -> torch.Tensor:
     with torch._C.DisableTorchFunctionSubclass():
         return folded.as_subclass(torch.Tensor)
 
 
-def address(tensor):
+def address(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
-def writes(kind):
+def writes(kind: str) -> bool:
     """Whether a function of this name changes its first argument."""
     if kind.startswith("__"):
         return kind == "__setitem__" or kind.startswith("__i") and kind not in READS

@@ -1,17 +1,24 @@
 """From a trained model to plain torch.nn: filters folded into the weights, dead features gone."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import nn
 
 from .collector import GarbageCollector
+from .companions import Companions
 from .depth.gated import Gated, nothing
 from .errors import ShrinkError
 from .filters import named_filters
 from .graph.constants import Constants, forgiven, move_into_biases
 from .graph.modules import copied
-from .graph.reading import example_of
+from .graph.reading import Reading, example_of
+from .graph.trace import Inputs
 from .memory import trim
-from .nn import Filter
+from .nn import Filter, FilterBase
 from .ops.fold import fold
 from .placement import replace
 from .saving import check_saves
@@ -23,19 +30,23 @@ __all__ = ["fold_filters"]
 class _Scale(nn.Module):
     """Traced into a torch.fx module, whose class and code belong to torch, not to this package."""
 
-    def __init__(self, scale, dim):
+    scale: torch.Tensor
+
+    def __init__(self, scale: torch.Tensor, dim: int) -> None:
         super().__init__()
         self.dim = dim
         self.register_buffer("scale", scale)
 
-    def forward(self, input):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
         if self.scale.numel() == 1:
             return input * self.scale
         return (input.transpose(self.dim, -1) * self.scale).transpose(self.dim, -1)
 
 
 @torch.no_grad()
-def fold_filters(model, example_inputs=None, *, example_kwargs=None):
+def fold_filters(
+    model: nn.Module, example_inputs: Inputs | None = None, *, example_kwargs: Mapping[str, Any] | None = None
+) -> nn.Module:
     """A plain ``torch.nn`` copy of ``model`` for inference: theta folded, dead features gone, no need of this package.
 
     Dead features that are a constant where they are read (behind a sigmoid, say) leave too: the readers' biases take them over.
@@ -57,10 +68,10 @@ def fold_filters(model, example_inputs=None, *, example_kwargs=None):
         gc = GarbageCollector(plain, args, example_kwargs=kwargs, align=1)
         gc.collect()
         collect_constants(gc._reading, gc._companions)
-    for module in [m for m in plain.modules() if isinstance(m, Gated)]:
-        closed = not bool(module.gate.alive.any())
-        left = nothing() if closed else nn.Sequential(module[0], module.gate)
-        replace(plain, module, left.train(module.training))
+    for gated in [m for m in plain.modules() if isinstance(m, Gated)]:
+        closed = not bool(gated.gate.alive.any())
+        left = nothing() if closed else nn.Sequential(gated[0], gated.gate)
+        replace(plain, gated, left.train(gated.training))
     for module in named_filters(plain).values():
         new = folded(module)
         if module is plain:
@@ -74,7 +85,7 @@ def fold_filters(model, example_inputs=None, *, example_kwargs=None):
     return plain
 
 
-def collect_constants(reading, companions):
+def collect_constants(reading: Reading, companions: Companions) -> None:
     """Also remove dead features that are a constant where they are read, such as sigmoid(0).
 
     The biases that exist take the constants over, where that is exact (not across zero padding).
@@ -86,7 +97,9 @@ def collect_constants(reading, companions):
     work.commit()
 
 
-def known_inputs(model, example_inputs, example_kwargs):
+def known_inputs(
+    model: nn.Module, example_inputs: Inputs | None, example_kwargs: Mapping[str, Any] | None
+) -> tuple[Inputs, Mapping[str, Any] | None]:
     if example_inputs is not None:
         return example_inputs, example_kwargs
     example = example_of(model)
@@ -97,27 +110,28 @@ def known_inputs(model, example_inputs, example_kwargs):
     return example
 
 
-def folded(module):
+def folded(module: FilterBase) -> nn.Module:
     """The plain twin of one filtered module: the same object with another class, or a new module in its place."""
     if isinstance(module, Filter):
         scale = module.theta.detach().clamp(min=0)
         return torch.fx.symbolic_trace(_Scale(scale, module.dim)).train(module.training)
-    weight, bias = module.raw("weight"), module.raw("bias")
+    layer: Any = module  # of another class afterwards
+    weight, bias = layer.raw("weight"), layer.raw("bias")
     bare = weight is None
-    weight, bias = fold(torch.ones_like(module.theta) if bare else weight, bias, module.theta)
-    activation = module.activation
-    del module.theta
+    weight, bias = fold(torch.ones_like(layer.theta) if bare else weight, bias, layer.theta)
+    activation = layer.activation
+    del layer.theta
     for name in ("init", "owns_theta", "activation"):
-        module.__dict__.pop(name, None)
-    module.__class__ = module.plain
+        layer.__dict__.pop(name, None)
+    layer.__class__ = layer.plain
     if bare:  # a batch norm without affine parameters gets them now
-        bias, module.affine = torch.zeros_like(weight), True
-    module.weight = nn.Parameter(without_subnormals(weight))
+        bias, layer.affine = torch.zeros_like(weight), True
+    layer.weight = nn.Parameter(without_subnormals(weight))
     if bias is not None:
-        module.bias = nn.Parameter(without_subnormals(bias))
-    return nn.Sequential(module, nn.ReLU()).train(module.training) if activation == "relu" else module
+        layer.bias = nn.Parameter(without_subnormals(bias))
+    return nn.Sequential(layer, nn.ReLU()).train(layer.training) if activation == "relu" else layer
 
 
-def without_subnormals(tensor):
+def without_subnormals(tensor: torch.Tensor) -> torch.Tensor:
     """A copy with zeros for subnormal numbers: a tiny theta makes them, and CPUs are many times slower on them."""
     return torch.where(tensor.abs() < torch.finfo(tensor.dtype).tiny, torch.zeros_like(tensor), tensor).detach()

@@ -5,14 +5,19 @@ is the library's own kernel, and what autograd saves is what the plain layer sav
 the fold also does the cast that the plain layer would have needed. Where weights outweigh outputs dispatch.py chooses otherwise.
 """
 
+from __future__ import annotations
+
 import math
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 
 from . import reference
-from .dispatch import Layer, path_of, truncates
+from .dispatch import Layer, Path, path_of, truncates
 from .errors import ShrinkError
+from .folded import Activation
 from .folded_tensor import WAY_OUT, FoldedTensor
 from .ops.conv import conv
 from .ops.epilogue import conv_epilogue, epilogue
@@ -29,29 +34,41 @@ __all__ = [
     "filtered_linear",
 ]
 
+Size = int | Sequence[int]  # one number for all dimensions, or one for each
+Padding = Size | Literal["same", "valid"]
+Window = tuple[Size, Padding, Size, int]  # stride, padding, dilation, groups
 
-def compute_dtype(weight, kind):
+
+def compute_dtype(weight: torch.Tensor, kind: str) -> torch.dtype | None:
     """The dtype in which the folded weight is needed: autocast's where it is on (it leaves float64 alone), else its own."""
     if weight.dtype != torch.float64 and kind != "meta" and torch.is_autocast_enabled(kind):
         return torch.get_autocast_dtype(kind)
     return None
 
 
-def check_unfolded(weight, bias):
+def check_unfolded(weight: torch.Tensor | None, bias: torch.Tensor | None) -> None:
     for tensor in (weight, bias):
         if isinstance(tensor, FoldedTensor):
             kind, name = type(tensor.source.layer).__name__, tensor.source.name
             raise ShrinkError(f"{name} was read from a {kind}, so it has its filter in it already; {WAY_OUT}")
 
 
-def is_relu(activation):
+def is_relu(activation: str | None) -> bool:
     """Whether it is "relu", or None (any positively homogeneous one commutes with the filter; these two have names)."""
     if activation in (None, "relu"):
         return activation is not None
     raise ShrinkError(f"activation is {activation!r}, expected None or 'relu'")
 
 
-def filtered_linear(input, weight, bias, theta, *, activation=None, path=None):
+def filtered_linear(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    theta: torch.Tensor,
+    *,
+    activation: Activation | None = None,
+    path: Path | None = None,
+) -> torch.Tensor:
     """``act((input @ weight.T + bias) * max(0, theta))``.
 
     input: (*, in), weight: (out, in), bias: (out,) or None, theta: (out,). Returns (*, out).
@@ -79,8 +96,18 @@ def filtered_linear(input, weight, bias, theta, *, activation=None, path=None):
 
 
 def filtered_conv1d(
-    input, weight, bias, theta, *, stride=1, padding=0, dilation=1, groups=1, activation=None, path=None
-):
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    theta: torch.Tensor,
+    *,
+    stride: Size = 1,
+    padding: Padding = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+    activation: Activation | None = None,
+    path: Path | None = None,
+) -> torch.Tensor:
     """``act(conv1d(input, weight, bias) * max(0, theta))``.
 
     input: (B, C, L) or (C, L), weight: (out, C / groups, K), bias: (out,) or None, theta: (out,). Returns
@@ -90,20 +117,49 @@ def filtered_conv1d(
 
 
 def filtered_conv2d(
-    input, weight, bias, theta, *, stride=1, padding=0, dilation=1, groups=1, activation=None, path=None
-):
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    theta: torch.Tensor,
+    *,
+    stride: Size = 1,
+    padding: Padding = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+    activation: Activation | None = None,
+    path: Path | None = None,
+) -> torch.Tensor:
     """As :func:`filtered_conv1d` with input (B, C, H, W) and weight (out, C / groups, K, L)."""
     return _filtered_conv(2, input, weight, bias, theta, (stride, padding, dilation, groups), activation, path)
 
 
 def filtered_conv3d(
-    input, weight, bias, theta, *, stride=1, padding=0, dilation=1, groups=1, activation=None, path=None
-):
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    theta: torch.Tensor,
+    *,
+    stride: Size = 1,
+    padding: Padding = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+    activation: Activation | None = None,
+    path: Path | None = None,
+) -> torch.Tensor:
     """As :func:`filtered_conv1d` with input (B, C, D, H, W) and weight (out, C / groups, K, L, M)."""
     return _filtered_conv(3, input, weight, bias, theta, (stride, padding, dilation, groups), activation, path)
 
 
-def _filtered_conv(dims, input, weight, bias, theta, window, activation, path):
+def _filtered_conv(
+    dims: int,
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    theta: torch.Tensor,
+    window: Window,
+    activation: Activation | None,
+    path: Path | None,
+) -> torch.Tensor:
     check_unfolded(weight, bias)
     kind, relu = input.device.type, is_relu(activation)
     dtype = compute_dtype(weight, kind)
@@ -125,10 +181,10 @@ def _filtered_conv(dims, input, weight, bias, theta, window, activation, path):
     return output if batch.dim() == input.dim() else output[0]
 
 
-CONVS = (F.conv1d, F.conv2d, F.conv3d)
+CONVS: tuple[Callable[..., torch.Tensor], ...] = (F.conv1d, F.conv2d, F.conv3d)
 
 
-def conv_layer(input, weight, stride, dtype, relu):
+def conv_layer(input: torch.Tensor, weight: torch.Tensor, stride: Size, dtype: torch.dtype | None, relu: bool) -> Layer:
     """The product that a convolution is, its borders aside."""
     dims = weight.dim() - 2
     pixels = math.prod(input.shape[-dims:]) * (input.shape[0] if input.dim() == weight.dim() else 1)
@@ -137,7 +193,9 @@ def conv_layer(input, weight, stride, dtype, relu):
     return Layer(rows, math.prod(weight.shape[1:]), weight.shape[0], dtype or input.dtype, flips)
 
 
-def in_numbers(input, weight, window):
+def in_numbers(
+    input: torch.Tensor, weight: torch.Tensor, window: Window
+) -> tuple[torch.Tensor, tuple[list[int], list[int], list[int], int]]:
     """The window with one number per dimension; with "same" the input gets the pixel more that an even kernel wants behind it."""
     stride, padding, dilation, groups = window
     dims = weight.dim() - 2
@@ -156,13 +214,22 @@ def in_numbers(input, weight, window):
     return input, (stride, numbers(padding, dims), dilation, groups)
 
 
-def numbers(value, dims):
+def numbers(value: Size, dims: int) -> list[int]:
     return [value] * dims if isinstance(value, int) else list(value) * (dims if len(value) == 1 else 1)
 
 
 def filtered_batch_norm(
-    input, running_mean, running_var, weight, bias, theta, *, training=False, momentum=0.1, eps=1e-5
-):
+    input: torch.Tensor,
+    running_mean: torch.Tensor | None,
+    running_var: torch.Tensor | None,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    theta: torch.Tensor,
+    *,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> torch.Tensor:
     """``batch_norm(input) * max(0, theta)`` with the filter inside the affine pair.
 
     input: (B, C, ...); running_mean, running_var, weight, bias: (C,) or None; theta: (C,). A dead feature comes out as

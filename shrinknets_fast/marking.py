@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
+from torch import nn
 
 from .errors import ShrinkError
 from .filters import HOW, named_filters
+from .graph.op import Op
 from .graph.reading import read
 from .graph.rules.zeros import both
-from .graph.trace import checked_inputs
+from .graph.trace import Inputs, checked_inputs
+from .graph.value import Zeros
 
 __all__ = ["mark_dead"]
 
@@ -16,7 +22,9 @@ ops = torch.ops.shrinknets_fast
 
 
 @torch.no_grad()
-def mark_dead(model, example_inputs, *, example_kwargs=None) -> dict[str, int]:
+def mark_dead(
+    model: nn.Module, example_inputs: Inputs, *, example_kwargs: Mapping[str, Any] | None = None
+) -> dict[str, int]:
     """Set ``theta = 0`` where a filter can only see zeros, whatever the input is; returns {filter's name: features marked}.
 
     That is where a layer's row and bias are exactly zero, its own or through a mask (``torch.nn.utils.prune``), a batch norm's
@@ -45,7 +53,7 @@ def mark_dead(model, example_inputs, *, example_kwargs=None) -> dict[str, int]:
     return marked
 
 
-def zero_at(op, zeros) -> torch.Tensor:
+def zero_at(op: Op, zeros: Zeros) -> torch.Tensor:
     """Where the filter's output is zero before theta has its say."""
     size = op["theta"].shape[0]
     if op.target is ops.fold.default:

@@ -1,10 +1,14 @@
 """Memory that a collection leaves unused behind the tensors it shrank, and how it is given back."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable
+
 import torch
 
 
 @torch.no_grad()
-def trim(tensors, waste):
+def trim(tensors: Iterable[torch.Tensor], waste: float) -> int:
     """Move each tensor that leaves more than the share ``waste`` of its memory unused to memory of its size; bytes given back.
 
     One after the other, so the peak grows by one tensor. Memory that anything else refers to (another tensor, a graph) stays.
@@ -15,11 +19,11 @@ def trim(tensors, waste):
         unused = held.nbytes() - tensor.nbytes
         if unused > waste * held.nbytes() and is_alone(held):
             del held
-            tensor.set_(tensor.detach().clone())
+            tensor.set_(tensor.detach().clone())  # type: ignore[call-overload]  # torch declares no set_ of a tensor alone
             freed += unused
     return freed
 
 
-def is_alone(storage):
+def is_alone(storage: torch.UntypedStorage) -> bool:
     """Whether one tensor and ``storage``, the Python object at hand, are all that holds this memory."""
     return torch._C._storage_Use_Count(storage._cdata) == 2

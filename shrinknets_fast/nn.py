@@ -1,13 +1,19 @@
 """Layers that carry a filter. Each subclasses the ``torch.nn`` layer it extends and adds one parameter, ``theta``."""
 
+from __future__ import annotations
+
 import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, cast
 
 import torch
 from torch import nn
 
 from . import functional
+from .dispatch import Path
 from .errors import ShrinkError
-from .folded import FoldedReads, is_unfolded
+from .folded import Activation, FoldedReads, Init, Layer, is_unfolded
+from .functional import Padding, Size
 
 __all__ = [
     "Filter",
@@ -21,19 +27,51 @@ __all__ = [
     "FilteredLinear",
 ]
 
+Device = torch.device | str | int | None
 
-class FilterBase:
+if TYPE_CHECKING:  # what the mixins find behind them
+    from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
+    from torch.nn.modules.conv import _ConvNd as Conv
+else:
+    BatchNorm = Conv = object
+
+
+class ConvOptions(TypedDict, total=False):
+    """What the torch.nn layer takes by name."""
+
+    stride: Size
+    padding: Padding
+    dilation: Size
+    groups: int
+    bias: bool
+    padding_mode: Literal["zeros", "reflect", "replicate", "circular"]
+    device: Device
+    dtype: torch.dtype | None
+
+
+class BatchNormOptions(TypedDict, total=False):
+    """As :class:`ConvOptions`; ``bias`` since torch 2.14."""
+
+    eps: float
+    momentum: float | None
+    affine: bool
+    track_running_stats: bool
+    bias: bool
+
+
+class FilterBase(Layer):
     """What all layers with a filter share. ``theta``: Parameter of shape (C,); feature k is dead once theta[k] <= 0."""
 
-    plain = None  # the torch.nn class that this one extends
-    activation = None
+    # casts, because torch.jit reads a module's annotations
+    plain = cast("type[nn.Module]", None)  # the torch.nn class that this one extends
+    activation = cast("Activation | None", None)
 
     @property
-    def alive(self):
+    def alive(self) -> torch.Tensor:
         """Bool mask of shape (C,). A NaN counts as alive: it is an error to report, never a dead feature."""
         return ~(self.theta.detach() <= 0)
 
-    def attach_theta(self, num_features, init, theta, **factory):
+    def attach_theta(self, num_features: int, init: Init, theta: nn.Parameter | None, **factory: Any) -> None:
         """Create ``theta``, or share the one given."""
         name = type(self).__name__
         self.init = checked_init(name, init)
@@ -49,19 +87,19 @@ class FilterBase:
         self.theta = theta
 
     @torch.no_grad()
-    def reset_theta(self):
+    def reset_theta(self) -> None:
         """Draw theta anew: U(0, 1] (nothing starts dead), or the constant given as ``init``."""
         if self.init == "uniform":
             self.theta.uniform_(0, 1).neg_().add_(1)
         else:
             self.theta.fill_(self.init)
 
-    def reset_parameters(self):
+    def reset_parameters(self) -> None:
         super().reset_parameters()
         if "theta" in self._parameters and self.owns_theta:  # torch.nn's constructors call this before theta exists
             self.reset_theta()
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         extra = super().extra_repr()
         shown = "?" if self.theta.is_meta else int(self.alive.sum())
         alive = f"alive={shown}/{self.theta.numel()}"
@@ -69,7 +107,7 @@ class FilterBase:
         return f"{extra}{', ' if extra else ''}{alive}{activation}"
 
 
-def checked_init(name, init):
+def checked_init(name: str, init: Init) -> Init:
     """``init`` if it is "uniform" or a positive number, else an error that names the layer."""
     if init == "uniform":
         return init
@@ -78,7 +116,7 @@ def checked_init(name, init):
     raise ShrinkError(f"{name}: init is {init!r}, expected 'uniform' or a positive finite number")
 
 
-def checked_activation(name, activation):
+def checked_activation(name: str, activation: Activation | None) -> Activation | None:
     if activation not in (None, "relu"):
         raise ShrinkError(f"{name}: activation is {activation!r}, expected None or 'relu'")
     return activation
@@ -91,21 +129,30 @@ class Filter(FilterBase, nn.Module):
     gates the whole tensor. A dead feature's output is exactly zero even where its input is NaN or infinite.
     """
 
-    def __init__(self, num_features, *, dim=1, init="uniform", theta=None, device=None, dtype=None):
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        dim: int = 1,
+        init: Init = "uniform",
+        theta: nn.Parameter | None = None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         if not isinstance(num_features, int) or num_features < 1:
             raise ShrinkError(f"Filter: num_features is {num_features!r}, expected a positive integer")
         self.dim = dim
         self.attach_theta(num_features, init, theta, device=device, dtype=dtype)
 
-    def reset_parameters(self):
+    def reset_parameters(self) -> None:
         if self.owns_theta:
             self.reset_theta()
 
-    def forward(self, input):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
         return functional.filter(input, self.theta, self.dim)
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return f"{super().extra_repr()}, dim={self.dim}"
 
 
@@ -116,48 +163,61 @@ class FilteredLinear(FilterBase, FoldedReads, nn.Linear):
     """
 
     plain = nn.Linear
-    path = None
+    path = cast("Path | None", None)
+    if TYPE_CHECKING:
+        bias: torch.Tensor  # type: ignore[assignment]  # computed, so no Parameter as torch has it
 
     def __init__(
         self,
-        in_features,
-        out_features,
-        bias=True,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
         *,
-        activation=None,
-        init="uniform",
-        theta=None,
-        device=None,
-        dtype=None,
-    ):
+        activation: Activation | None = None,
+        init: Init = "uniform",
+        theta: nn.Parameter | None = None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         nn.Linear.__init__(self, in_features, out_features, bias, device=device, dtype=dtype)
         self.activation = checked_activation(type(self).__name__, activation)
         self.attach_theta(out_features, init, theta, device=device, dtype=dtype)
 
-    def forward(self, input):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
         return functional.filtered_linear(
             input, *self.raw_parameters(input), activation=self.activation, path=self.path
         )
 
 
-class _FilteredConv(FilterBase, FoldedReads):
+class _FilteredConv(FilterBase, FoldedReads, Conv):
     """``act(conv(x) * max(0, theta))`` with one theta per output channel; arguments as the ``torch.nn`` layer.
 
     path: an attribute, as in :class:`FilteredLinear`.
     """
 
-    path = None
+    path = cast("Path | None", None)
+    if TYPE_CHECKING:
+        function: Callable[..., torch.Tensor]
 
     def __init__(
-        self, in_channels, out_channels, kernel_size, *args, activation=None, init="uniform", theta=None, **kw
-    ):
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size,
+        *args: Size | str,
+        activation: Activation | None = None,
+        init: Init = "uniform",
+        theta: nn.Parameter | None = None,
+        **kw: Unpack[ConvOptions],
+    ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, *args, **kw)
         self.activation = checked_activation(type(self).__name__, activation)
-        weight = self._parameters["weight"]
+        weight: Any = self._parameters["weight"]
         self.attach_theta(out_channels, init, theta, device=weight.device, dtype=weight.dtype)
 
-    def forward(self, input):
-        parameters, padding = self.raw_parameters(input), self.padding
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        parameters = self.raw_parameters(input)
+        padding: Size | str = self.padding
         if self.padding_mode != "zeros":
             input = nn.functional.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = 0
@@ -174,40 +234,49 @@ class _FilteredConv(FilterBase, FoldedReads):
 
 
 class FilteredConv1d(_FilteredConv, nn.Conv1d):
-    __doc__ = _FilteredConv.__doc__
+    __doc__ = _FilteredConv.__doc__ or ""
     plain = nn.Conv1d
     function = staticmethod(functional.filtered_conv1d)
 
 
 class FilteredConv2d(_FilteredConv, nn.Conv2d):
-    __doc__ = _FilteredConv.__doc__
+    __doc__ = _FilteredConv.__doc__ or ""
     plain = nn.Conv2d
     function = staticmethod(functional.filtered_conv2d)
 
 
 class FilteredConv3d(_FilteredConv, nn.Conv3d):
-    __doc__ = _FilteredConv.__doc__
+    __doc__ = _FilteredConv.__doc__ or ""
     plain = nn.Conv3d
     function = staticmethod(functional.filtered_conv3d)
 
 
-class _FilteredBatchNorm(FilterBase, FoldedReads):
+class _FilteredBatchNorm(FilterBase, FoldedReads, BatchNorm):  # type: ignore[misc]  # weight and bias are computed, no Parameters
     """``batch_norm(x) * max(0, theta)`` with the filter inside the affine pair; arguments as the ``torch.nn`` layer."""
 
-    def __init__(self, num_features, *args, init="uniform", theta=None, device=None, dtype=None, **kw):
+    def __init__(
+        self,
+        num_features: int,
+        *args: float | None,
+        init: Init = "uniform",
+        theta: nn.Parameter | None = None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        **kw: Unpack[BatchNormOptions],
+    ) -> None:
         super().__init__(num_features, *args, device=device, dtype=dtype, **kw)
         self.attach_theta(num_features, init, theta, device=device, dtype=dtype)
 
     @property
-    def affine(self):
+    def affine(self) -> bool:
         """As :meth:`weight` is the function's, so is this: a filter is an affine weight."""
         return self.__dict__["affine"] or ("theta" in self._parameters and not is_unfolded())
 
     @affine.setter
-    def affine(self, value):
+    def affine(self, value: bool) -> None:
         self.__dict__["affine"] = value
 
-    def forward(self, input):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
         parameters = self.raw_parameters(input)
         self._check_input_dim(input)
         momentum = 0.0 if self.momentum is None else self.momentum
@@ -228,16 +297,16 @@ class _FilteredBatchNorm(FilterBase, FoldedReads):
         )
 
 
-class FilteredBatchNorm1d(_FilteredBatchNorm, nn.BatchNorm1d):
-    __doc__ = _FilteredBatchNorm.__doc__
+class FilteredBatchNorm1d(_FilteredBatchNorm, nn.BatchNorm1d):  # type: ignore[misc]  # as there
+    __doc__ = _FilteredBatchNorm.__doc__ or ""
     plain = nn.BatchNorm1d
 
 
-class FilteredBatchNorm2d(_FilteredBatchNorm, nn.BatchNorm2d):
-    __doc__ = _FilteredBatchNorm.__doc__
+class FilteredBatchNorm2d(_FilteredBatchNorm, nn.BatchNorm2d):  # type: ignore[misc]  # as there
+    __doc__ = _FilteredBatchNorm.__doc__ or ""
     plain = nn.BatchNorm2d
 
 
-class FilteredBatchNorm3d(_FilteredBatchNorm, nn.BatchNorm3d):
-    __doc__ = _FilteredBatchNorm.__doc__
+class FilteredBatchNorm3d(_FilteredBatchNorm, nn.BatchNorm3d):  # type: ignore[misc]  # as there
+    __doc__ = _FilteredBatchNorm.__doc__ or ""
     plain = nn.BatchNorm3d

@@ -1,5 +1,10 @@
 """Filters for an existing model: each where a dead feature would be removable, and nowhere else."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, TypeVar
+
 import torch
 from torch import nn
 
@@ -8,12 +13,16 @@ from .depth.branches import find_branches
 from .depth.gated import Gated
 from .errors import ShrinkError, warn
 from .filters import leave_fast_paths, named_filters
-from .graph.coverage import coverage_of
-from .graph.places import candidates, find_places
+from .folded import Init
+from .graph.coverage import Coverage, coverage_of
+from .graph.network import Network
+from .graph.places import Place, candidates, find_places
 from .graph.reading import read
-from .graph.trace import checked_inputs
+from .graph.trace import Inputs, checked_inputs
+from .graph.value import Value
 from .nn import (
     Filter,
+    FilterBase,
     FilteredBatchNorm1d,
     FilteredBatchNorm2d,
     FilteredBatchNorm3d,
@@ -27,7 +36,9 @@ from .saving import check_saves
 
 __all__ = ["add_filters"]
 
-FILTERED = {
+Model = TypeVar("Model", bound=nn.Module)
+
+FILTERED: dict[type[nn.Module], type[FilterBase]] = {
     kind.plain: kind
     for kind in (
         FilteredLinear,
@@ -41,7 +52,16 @@ FILTERED = {
 }
 
 
-def add_filters(model, example_inputs, *, example_kwargs=None, exclude=(), init=1.0, residual="inner", depth=False):
+def add_filters(
+    model: Model,
+    example_inputs: Inputs,
+    *,
+    example_kwargs: Mapping[str, Any] | None = None,
+    exclude: Iterable[str] = (),
+    init: Init = 1.0,
+    residual: Literal["inner", "tied"] = "inner",
+    depth: bool = False,
+) -> Model:
     """Give an existing model its filters, in place, and return it. With ``init=1.0`` its output does not change.
 
     A filter goes to the first place after a layer where a dead feature would be zero for every reader: on the layer itself, on
@@ -86,7 +106,7 @@ def add_filters(model, example_inputs, *, example_kwargs=None, exclude=(), init=
     return model
 
 
-def warn_of_the_rest(model, covered):
+def warn_of_the_rest(model: nn.Module, covered: Coverage) -> None:
     """A model that hardly shrinks should be no surprise after the training."""
     if covered.share >= 0.5:
         return
@@ -100,7 +120,7 @@ def warn_of_the_rest(model, covered):
     warn(f"add_filters: {share}. What keeps the rest: {reasons}. See shrinknets_fast.coverage")
 
 
-def filtered_features(model, network):
+def filtered_features(model: nn.Module, network: Network) -> torch.Tensor:
     """Mask over features: those that have a filter already."""
     covered = torch.zeros(network.features.count, dtype=torch.bool)
     for module in named_filters(model).values():
@@ -110,7 +130,7 @@ def filtered_features(model, network):
     return covered
 
 
-def can_hold(module):
+def can_hold(module: nn.Module) -> bool:
     """A layer with a filtered twin, or one of torch.nn's activations with f(0) != 0, to put a filter behind."""
     if type(module) in FILTERED:
         return all(p.is_floating_point() for p in module.parameters())
@@ -125,7 +145,7 @@ def can_hold(module):
             return False
 
 
-def feature_dim(module, output):
+def feature_dim(module: nn.Module, output: Value) -> int | None:
     """The dimension of ``output`` that holds what the module makes, or None."""
     if isinstance(module, nn.Linear):
         return output.ndim - 1
@@ -135,12 +155,13 @@ def feature_dim(module, output):
     return dims[0] if len(dims) == 1 else None
 
 
-def insert(model, modules, place, init, like):
+def insert(model: nn.Module, modules: Sequence[nn.Module], place: Place, init: Init, like: torch.Tensor) -> None:
     """Give the modules of one place their filter; where there are several they share its theta."""
-    theta = None
+    theta: nn.Parameter | None = None
+    module: Any  # of another class afterwards
     for module in modules:
         parameter = next(module.parameters(), like)
-        factory = {"device": parameter.device, "dtype": parameter.dtype}
+        factory: dict[str, Any] = {"device": parameter.device, "dtype": parameter.dtype}
         if type(module) in FILTERED:
             module.__class__ = FILTERED[type(module)]  # the object stays: hooks and references to it stay valid
             module.activation = None
@@ -152,7 +173,7 @@ def insert(model, modules, place, init, like):
             theta = filter.theta
 
 
-def replace(model, old, new):
+def replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
     """Put ``new`` wherever ``old`` is registered in ``model``."""
     for parent in list(model.modules()):
         if parent is new:

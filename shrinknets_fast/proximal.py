@@ -1,8 +1,13 @@
 """The proximal alternative to the penalty's gradient: exact zeros by soft-thresholding theta after each step."""
 
+from __future__ import annotations
+
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
+from torch import nn
 
 from .companions.guard import Guard
 from .companions.optimizers import checked_optimizers
@@ -12,32 +17,35 @@ from .filters import HOW, thetas
 __all__ = ["ProximalL1"]
 
 
-def exact(step):
+Step = float | torch.Tensor
+
+
+def exact(step: Step) -> Step:
     """A count of steps in double precision; one on a GPU (fused, capturable) stays there, or the host would wait for it."""
     return step.double() if isinstance(step, torch.Tensor) else step
 
 
-def _corrected(second_moment, step, beta):
+def _corrected(second_moment: torch.Tensor, step: Step, beta: float) -> torch.Tensor:
     return second_moment / (1 - beta ** exact(step))
 
 
-def _sgd(state, group):
+def _sgd(state: Mapping[str, Any], group: Mapping[str, Any]) -> Step:
     return group["lr"]
 
 
-def _adam(state, group):
+def _adam(state: Mapping[str, Any], group: Mapping[str, Any]) -> Step:
     moment = state["max_exp_avg_sq"] if group["amsgrad"] else state["exp_avg_sq"]
     return group["lr"] / (_corrected(moment, state["step"], group["betas"][1]).sqrt() + group["eps"])
 
 
-def _rmsprop(state, group):
+def _rmsprop(state: Mapping[str, Any], group: Mapping[str, Any]) -> Step:
     variance = state["square_avg"]
     if group["centered"]:
         variance = variance - state["grad_avg"].square()
     return group["lr"] / (variance.sqrt() + group["eps"])
 
 
-def _adagrad(state, group):
+def _adagrad(state: Mapping[str, Any], group: Mapping[str, Any]) -> Step:
     rate = group["lr"] / (1 + (exact(state["step"]) - 1) * group["lr_decay"])
     return rate / (state["sum"].sqrt() + group["eps"])
 
@@ -62,7 +70,7 @@ class ProximalL1:
     optimizer: SGD, Adam, AdamW, RMSprop or Adagrad; model: thetas are looked up at each step; lam: at least 0, may be changed.
     """
 
-    def __init__(self, optimizer, model, lam):
+    def __init__(self, optimizer: torch.optim.Optimizer, model: nn.Module, lam: float) -> None:
         (self._followed,) = checked_optimizers(optimizer)
         if type(optimizer) not in STEP_SIZES:
             known = ", ".join(kind.__name__ for kind in STEP_SIZES)
@@ -73,12 +81,12 @@ class ProximalL1:
             what = "has no theta of" if thetas(model) else f"cannot move the filters of a model without any; {HOW}:"
             raise ShrinkError(f"ProximalL1: optimizer {type(optimizer).__name__} {what} {type(model).__name__}")
         self._model = model
-        self._known: list[torch.Tensor] = []
+        self._known: list[nn.Parameter] = []
         self._handle = optimizer.register_step_post_hook(self._after_step)
-        self._guard = Guard([self._followed], self._thetas)
+        self._guard: Guard | None = Guard([self._followed], self._thetas)
 
     @torch.no_grad()
-    def _after_step(self, optimizer, args, kwargs):
+    def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         filters = {id(theta) for theta in self._thetas()}
         step_size = STEP_SIZES[type(optimizer)]
         lam = checked_lam(self.lam)
@@ -91,26 +99,26 @@ class ProximalL1:
                         step = torch.where(skipped.to(theta.device) == 0, step, 0)
                     theta.sub_((step * lam) * (theta > 0)).clamp_(min=0)
 
-    def _thetas(self):
+    def _thetas(self) -> list[nn.Parameter]:
         """The same list as long as the model has these thetas."""
         found = list(thetas(self._model).values())
         if len(found) != len(self._known) or any(new is not old for new, old in zip(found, self._known, strict=True)):
             self._known = found
         return self._known
 
-    def remove(self):
+    def remove(self) -> None:
         """Detach from the optimizer."""
         self._handle.remove()
         self._guard = None
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, float]:
         return {"lam": self.lam}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
         self.lam = checked_lam(state["lam"])
 
 
-def checked_lam(lam):
+def checked_lam(lam: float) -> float:
     if isinstance(lam, bool) or not isinstance(lam, (int, float)) or not 0 <= lam < math.inf:
         raise ShrinkError(f"ProximalL1: lam is {lam!r}, expected a finite number of at least 0")
     return float(lam)

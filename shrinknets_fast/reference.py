@@ -1,14 +1,18 @@
 """A pure-torch twin of every op: the oracle of the tests and a rival in the benchmarks. Written to be read, not to be fast."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
 import torch
 
 
-def scale(theta):
+def scale(theta: torch.Tensor) -> torch.Tensor:
     """``max(0, theta)``, where a NaN stays a NaN."""
     return torch.where(theta <= 0, torch.zeros_like(theta), theta)
 
 
-def along(vector, ndim, dim):
+def along(vector: torch.Tensor, ndim: int, dim: int) -> torch.Tensor:
     """``vector`` shaped to broadcast along dimension ``dim`` of a tensor with ``ndim`` dimensions; one entry fits anywhere."""
     if vector.numel() == 1:
         return vector.reshape([1] * ndim)
@@ -17,18 +21,20 @@ def along(vector, ndim, dim):
     return vector.reshape(shape)
 
 
-def widest(*tensors):
+def widest(*tensors: torch.Tensor | None) -> torch.dtype:
     """The dtype to compute in: float64 if any has it, else float32."""
     return torch.float64 if any(t is not None and t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
-def scaled(x, theta, dim, wide):
+def scaled(x: torch.Tensor, theta: torch.Tensor, dim: int, wide: torch.dtype) -> torch.Tensor:
     """``x * max(0, theta)`` by selection: exact zeros where theta is dead, whatever x holds."""
     theta = along(theta.to(wide), x.dim(), dim)
     return torch.where(theta <= 0, 0.0, x.to(wide)) * scale(theta)  # before the product, for autograd: 0 * NaN is NaN
 
 
-def fold(weight, bias, theta, dtype=None):
+def fold(
+    weight: torch.Tensor, bias: torch.Tensor | None, theta: torch.Tensor, dtype: torch.dtype | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     dtype = dtype or weight.dtype
     wide = torch.promote_types(widest(weight, bias, theta), torch.float32 if dtype.itemsize < 8 else dtype)
     out = torch.empty_like(weight, dtype=dtype).copy_(scaled(weight, theta, 0, wide))
@@ -36,7 +42,13 @@ def fold(weight, bias, theta, dtype=None):
     return out, out_bias
 
 
-def fold_backward(grad_weight, grad_bias, weight, bias, theta):
+def fold_backward(
+    grad_weight: torch.Tensor,
+    grad_bias: torch.Tensor | None,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    theta: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     wide = widest(grad_weight, grad_bias, weight, bias, theta)
     dweight = torch.empty_like(weight).copy_(scaled(grad_weight, theta, 0, wide))
     dot = (grad_weight.to(wide) * weight.to(wide)).unsqueeze(-1).flatten(1).sum(1)
@@ -48,12 +60,14 @@ def fold_backward(grad_weight, grad_bias, weight, bias, theta):
     return dweight, dbias, torch.where(theta <= 0, torch.zeros_like(dot), dot).to(theta.dtype)
 
 
-def filter(x, theta, dim=1, relu=False):
+def filter(x: torch.Tensor, theta: torch.Tensor, dim: int = 1, relu: bool = False) -> torch.Tensor:
     y = scaled(x, theta, dim, widest(x, theta))
     return torch.empty_like(x).copy_(torch.relu(y) if relu else y)
 
 
-def filter_backward(grad, x, theta, dim=1, relu=False):
+def filter_backward(
+    grad: torch.Tensor, x: torch.Tensor, theta: torch.Tensor, dim: int = 1, relu: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
     wide = widest(grad, x, theta)
     grad = torch.where(x <= 0, 0.0, grad.to(wide)) if relu else grad.to(wide)
     dx = torch.empty_like(x).copy_(scaled(grad, theta, dim, wide))
@@ -63,34 +77,43 @@ def filter_backward(grad, x, theta, dim=1, relu=False):
     return dx, torch.where(theta <= 0, torch.zeros_like(dtheta), dtheta).to(theta.dtype)
 
 
-def compact(x, keep):
+def compact(x: torch.Tensor, keep: Mapping[int, torch.Tensor]) -> torch.Tensor:
     """The positions ``keep`` ({dim: positions}) of x, out of place; by one gather over all dimensions."""
     places = [keep.get(d, torch.arange(n)).to(x.device) for d, n in enumerate(x.shape)]
     return x[torch.meshgrid(*places, indexing="ij")] if places else x.clone()
 
 
-def aliveness(thetas, group):
+def aliveness(thetas: Sequence[torch.Tensor], group: Sequence[int]) -> torch.Tensor:
     groups = [
         torch.stack([t.double() for t, g in zip(thetas, group, strict=True) if g == i]) for i in range(group[-1] + 1)
     ]
     dead = [(stacked <= 0).all(0) for stacked in groups]
     counts = [(int(mask.sum()), int((~stacked.isfinite()).sum())) for mask, stacked in zip(dead, groups, strict=True)]
-    counts = torch.tensor(counts, dtype=torch.int64).flatten().view(torch.uint8)
-    return torch.cat([counts.to(thetas[0].device), *(mask.to(torch.uint8) for mask in dead)])
+    head = torch.tensor(counts, dtype=torch.int64).flatten().view(torch.uint8)
+    return torch.cat([head.to(thetas[0].device), *(mask.to(torch.uint8) for mask in dead)])
 
 
-def bury(theta, state):
+def bury(theta: torch.Tensor, state: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     return [torch.where(theta <= 0, torch.zeros_like(t), t) for t in (theta, *state)]
 
 
-def linear(x, weight, bias, theta, relu=False):
+def linear(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, theta: torch.Tensor, relu: bool = False
+) -> torch.Tensor:
     wide = widest(x)
     y = x.to(wide) @ torch.where(theta[:, None] <= 0, 0.0, weight.to(wide)).t()
     y = scaled(y if bias is None else y + bias.to(wide), theta, -1, wide)
     return (torch.relu(y) if relu else y).to(x.dtype)
 
 
-def linear_backward(grad, x, weight, bias, theta, out=None):
+def linear_backward(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    theta: torch.Tensor,
+    out: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, ...]:
     wide = widest(x)
     grad = grad.to(wide) if out is None else torch.where(out <= 0, 0.0, grad.to(wide))
     alive = scaled(weight, theta, 0, wide)
@@ -100,7 +123,17 @@ def linear_backward(grad, x, weight, bias, theta, out=None):
     return dx, *fold_backward(rows.t() @ columns, None if bias is None else rows.sum(0), weight, bias, theta)
 
 
-def conv(x, weight, bias, theta, stride, padding, dilation, groups, relu=False):
+def conv(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    theta: torch.Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    relu: bool = False,
+) -> torch.Tensor:
     wide = widest(x)
     bias = None if bias is None else bias.to(wide)
     weight = torch.where(along(theta, weight.dim(), 0) <= 0, 0.0, weight.to(wide))
@@ -109,7 +142,18 @@ def conv(x, weight, bias, theta, stride, padding, dilation, groups, relu=False):
     return (torch.relu(y) if relu else y).to(x.dtype)
 
 
-def conv_backward(grad, x, weight, bias, theta, stride, padding, dilation, groups, out=None):
+def conv_backward(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    theta: torch.Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    out: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, ...]:
     wide = widest(x)
     grad = grad.to(wide) if out is None else torch.where(out <= 0, torch.zeros((), dtype=wide), grad.to(wide))
     window = (None, stride, padding, dilation, False, [0] * len(stride), groups)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,16 +15,17 @@ from .filters import named_filters
 def check_saves(model: nn.Module) -> None:
     """From now on ``model.save_pretrained`` looks first, where it has that."""
     if hasattr(type(model), "save_pretrained") and hasattr(model, "config"):
-        model.save_pretrained = CheckedSave(model)
+        own: Any = model
+        own.save_pretrained = CheckedSave(model)
 
 
 class CheckedSave:
     """``save_pretrained`` of one model, as an attribute in front of its method."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.model = model
+        self.model: Any = model
 
-    def __call__(self, *args, **kwargs):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if named_filters(self.model):
             warn(
                 "save_pretrained keeps weights and thetas apart, and from_pretrained drops the thetas: open it with add_filters "
@@ -37,15 +39,15 @@ class CheckedSave:
             )
         return type(self.model).save_pretrained(self.model, *args, **kwargs)
 
-    def __deepcopy__(self, memo):
+    def __deepcopy__(self, memo: dict[int, Any]) -> CheckedSave:
         return CheckedSave(copy.deepcopy(self.model, memo))
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         """Loaded elsewhere it is the plain method: a folded model needs no package of ours."""
         return getattr, (self.model, "save_pretrained")
 
 
-def first_misfit(model: nn.Module):
+def first_misfit(model: nn.Module) -> tuple[str, tuple[int, ...], str | tuple[int, ...]] | None:
     """(name, shape, shape by the config) of the first tensor that a model made from its config has otherwise, or None."""
     with torch.device("meta"):
         expected = type(model)(copy.deepcopy(model.config)).state_dict()

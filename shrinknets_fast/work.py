@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 
 from .checks import check_storages
 from .companions import Companions
 from .companions.others import note_shrunk
+from .companions.state import Member
 from .errors import ShrinkError
 from .graph.order import moved_bytes
 from .graph.plan import Plan
 from .graph.reading import Reading
 from .interrupts import uninterrupted
 from .ops.compact import compact_, is_dense
+
+Keep = dict[int, torch.Tensor]
+Entry = tuple[str, torch.Tensor, Keep]  # name of the parameter, tensor, what stays of it
 
 
 def prepare(reading: Reading, companions: Companions, make: Callable[[], Plan]) -> Work:
@@ -42,7 +46,8 @@ class Work:
     def __init__(self, reading: Reading, companions: Companions, plan: Plan) -> None:
         check_storages(reading.model, plan.tensors)
         self.plan, self._reading, self._companions = plan, reading, companions
-        self._members, entries = [], {}  # id(tensor) -> (name of the parameter, tensor, keep)
+        self._members: list[Member] = []
+        entries: dict[int, Entry] = {}  # by id(tensor)
         for t in plan.tensors:
             for member in companions.members(t.name, t.tensor):
                 key = id(member.tensor)
@@ -59,14 +64,14 @@ class Work:
         """Compact everything in place. Returns (bytes written, bytes no longer used)."""
         if not self.plan:
             return 0, 0
-        known: dict = {}
+        known: dict[int, int] = {}
         with uninterrupted():
             used = sum(tensor.nbytes for tensor, _ in self._moves)
             sizes = [(t, tuple(t.shape)) for t, _ in self._moves if isinstance(t, torch.nn.Parameter)]
             moved = sum(moved_bytes(tensor, keep, known) for tensor, keep in self._moves)
             compact_(self._moves)
             for alias, first in self._again:
-                alias.set_(first)
+                alias.set_(first)  # type: ignore[call-overload]  # torch declares no set_ of a tensor alone
             for member in self._members:
                 member.put_in_row()
             self._reading.shrink(self.plan)
@@ -76,9 +81,10 @@ class Work:
         return moved, used - sum(tensor.nbytes for tensor, _ in self._moves)
 
 
-def without_aliases(entries):
+def without_aliases(entries: Iterable[Entry]) -> tuple[list[Entry], list[tuple[torch.Tensor, torch.Tensor]]]:
     """Of (name, tensor, keep): those to move, and (alias, tensor) where a copy is followed twice, as in a state_dict too."""
-    first, again = {}, []
+    first: dict[tuple[object, ...], Entry] = {}
+    again = []
     for name, tensor, keep in entries:
         place = tensor.data_ptr() or id(tensor)
         key = (name, tensor.device, tensor.dtype, place, tensor.shape, tensor.stride())
@@ -89,7 +95,7 @@ def without_aliases(entries):
     return list(first.values()), again
 
 
-def check_apart(entries):
+def check_apart(entries: Iterable[Entry]) -> None:
     """Tensors that lie over each other would be moved twice; those with gaps are moved to memory of their own."""
     dense = [(name, t) for name, t, _ in entries if t.data_ptr() and is_dense(t)]
     dense.sort(key=lambda entry: (str(entry[1].device), entry[1].data_ptr()))

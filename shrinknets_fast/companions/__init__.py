@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Literal
+
 import torch
+from torch import nn
 
 from ..errors import ShrinkError, warn
-from .copies import Copies
+from ..watch import Filters
+from .copies import Copies, Follow
 from .optimizers import checked_optimizers
 from .state import Member
 from .trial import try_out
@@ -16,7 +21,13 @@ __all__ = ["Companions"]
 class Companions:
     """The optimizers and copies that a collector was given. follow_dead: whether a feature "wait" s for its copies to die too."""
 
-    def __init__(self, model, optimizers=(), follow=(), follow_dead="wait") -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizers: torch.optim.Optimizer | Iterable[torch.optim.Optimizer] = (),
+        follow: Follow = (),
+        follow_dead: Literal["wait", "drop"] = "wait",
+    ) -> None:
         if follow_dead not in ("wait", "drop"):
             raise ShrinkError(f"GarbageCollector: follow_dead is {follow_dead!r}, expected 'wait' or 'drop'")
         self.optimizers = checked_optimizers(optimizers)
@@ -31,7 +42,7 @@ class Companions:
         """The thetas of the copies that a feature waits for."""
         return self.copies.tensors(f"{name}.theta" if name else "theta", theta) if self._waits else []
 
-    def warn_of_waiting(self, filters, share: float) -> None:
+    def warn_of_waiting(self, filters: Filters, share: float) -> None:
         """Once, if more than ``share`` of a filter is dead and lives in a copy: an average comes near zero, hardly ever to it.
 
         filters: {id(theta): (name, theta)}. Waits for the device.

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
+from typing import Any
 
 import torch
 from torch import nn
 
 from ..errors import ShrinkError
 from ..graph.trace import lookup
+
+Copy = nn.Module | dict[str, torch.Tensor] | Iterable[torch.Tensor]
+Follow = nn.Module | dict[str, torch.Tensor] | Iterable[torch.Tensor | Copy]  # of one copy, or several
 
 
 class Copies:
@@ -19,7 +23,7 @@ class Copies:
     Dicts and lists are the user's own, looked into at each use, because an update may put new tensors there.
     """
 
-    def __init__(self, model: nn.Module, follow) -> None:
+    def __init__(self, model: nn.Module, follow: Follow) -> None:
         given = [follow] if isinstance(follow, (nn.Module, dict)) else as_sequence(follow)
         if given and all(isinstance(item, torch.Tensor) for item in given):
             given = [given]
@@ -57,7 +61,7 @@ class Copies:
             for key, names in before.items():
                 rename(copies, names, self._names.get(key, []))
 
-    def _in_list(self, copies, place):
+    def _in_list(self, copies: Sequence[Any], place: int) -> Any:
         if len(copies) != len(self._places):
             raise ShrinkError(
                 f"follow: a list of {len(copies)} tensors, expected {len(self._places)} as model.parameters()"
@@ -65,11 +69,11 @@ class Copies:
         return copies[place]
 
 
-def as_sequence(item):
+def as_sequence(item: Iterable[Any]) -> Sequence[Any]:
     return item if isinstance(item, Sequence) else list(item)
 
 
-def as_twin(model, module):
+def as_twin(model: nn.Module, module: nn.Module) -> nn.Module:
     """The module itself, or the one it wraps, whichever has the model's parameters."""
     names = [name for name, _ in model.named_parameters()]
     for twin in (module, getattr(module, "module", None)):
@@ -78,14 +82,14 @@ def as_twin(model, module):
     raise ShrinkError(f"follow: {type(module).__name__} does not have the parameters of {type(model).__name__}")
 
 
-def checked_dict(model, item):
+def checked_dict(model: nn.Module, item: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     unknown = [name for name in item if lookup(model, name) is None]
     if unknown:
         raise ShrinkError(f"follow: {unknown[0]!r} is no tensor of {type(model).__name__}")
     return item
 
 
-def check_copy(name, tensor, copy):
+def check_copy(name: str, tensor: torch.Tensor, copy: object) -> None:
     if not isinstance(copy, torch.Tensor):
         raise ShrinkError(f"follow: {name} is a {type(copy).__name__} there, expected a tensor")
     if copy.shape != tensor.shape:
@@ -104,13 +108,13 @@ def names_of(model: nn.Module) -> dict[int, list[str]]:
     return names
 
 
-def rename(copies, before, after):
+def rename(copies: dict[str, torch.Tensor], before: Iterable[str], after: Sequence[str]) -> None:
     """Take a tensor's entries under names it has lost out of the dict; it keeps one under a name it still has."""
     lost = [copies.pop(name) for name in before if name not in after and name in copies]
     if lost and after and not any(name in copies for name in after):
         copies[after[0]] = lost[0]
 
 
-def refill(copies, before):
+def refill(copies: dict[str, torch.Tensor], before: dict[str, torch.Tensor]) -> None:
     copies.clear()
     copies.update(before)

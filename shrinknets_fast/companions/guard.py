@@ -23,10 +23,10 @@ class Guard:
 
     def __init__(self, optimizers: Iterable[Followed], thetas: Callable[[], Sequence[torch.Tensor]]) -> None:
         self._thetas = thetas
-        self._held: dict[int, tuple] = {}  # id(optimizer) -> (what they were found for, its thetas)
-        self._before: dict[
-            int, list
-        ] = {}  # id(optimizer) -> [(copy, theta)] of those with dead features before its step
+        # id(optimizer) -> (what they were found for, its thetas)
+        self._held: dict[int, tuple[tuple[int, ...], list[torch.Tensor]]] = {}
+        # id(optimizer) -> [(copy, theta)] of those with dead features before its step
+        self._before: dict[int, list[tuple[torch.Tensor, torch.Tensor]]] = {}
         for optimizer in optimizers:
             optimizer.around_steps(self.before_step, self.after_step)
             optimizer.after_loading(self.after_load)

@@ -1,18 +1,23 @@
 """What the package needs to know about an optimizer: which state belongs to a parameter, and when it steps."""
 
+from __future__ import annotations
+
 import types
 import weakref
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from typing import Any
 
 import torch
 
 from ..errors import ShrinkError
 from .groups import note_emptied
-from .state import Member, dims_of, tensors_of
+from .state import Layout, Member, dims_of, tensors_of
 
 REFUSED = ("LBFGS", "SparseAdam")  # one flat history over all parameters; state that is not shaped like a parameter
 
 
-def checked_optimizers(optimizers):
+def checked_optimizers(optimizers: torch.optim.Optimizer | Iterable[torch.optim.Optimizer]) -> tuple[Followed, ...]:
     """The :class:`Followed` of the optimizers given (one, or several), or an error that names the one that cannot be followed."""
     given = (optimizers,) if isinstance(optimizers, torch.optim.Optimizer) else tuple(optimizers)
     return tuple(Followed(optimizer) for optimizer in given)
@@ -24,7 +29,7 @@ class Followed:
     layouts: {(dimensions of a parameter, path in its state): [Layout]}, as a trial finds out.
     """
 
-    def __init__(self, optimizer):
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.name = type(optimizer).__name__
         if not isinstance(optimizer, torch.optim.Optimizer):
             within = [name for name, value in attributes(optimizer) if isinstance(value, torch.optim.Optimizer)]
@@ -37,12 +42,12 @@ class Followed:
                     f"optimizers holds {type(part).__name__}, whose state is not kept feature by feature; it cannot be shrunk"
                 )
         self.optimizer = optimizer
-        self.layouts = {}
+        self.layouts: dict[tuple[int, str], list[Layout]] = {}
 
-    def parameters(self):
+    def parameters(self) -> list[torch.Tensor]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
-    def state(self, parameter):
+    def state(self, parameter: torch.Tensor) -> list[Member]:
         """The :class:`Member` s of what goes where ``parameter`` goes. An error names what fits nowhere."""
         found, seen = [], set()
         for part in self.parts:
@@ -62,7 +67,7 @@ class Followed:
                 found.append(Member.of(tensor, dims, parameter.shape))
         return found
 
-    def alike(self, parameter):
+    def alike(self, parameter: torch.Tensor) -> list[torch.Tensor]:
         """The tensors in its state that have the parameter's shape. Quick, for each step."""
         found, shape = [], parameter.shape
         for part in self.parts:
@@ -71,13 +76,13 @@ class Followed:
                 found += [t for t in values if t.shape == shape]
         return found
 
-    def tensors_of(self, kept):
+    def tensors_of(self, kept: Any) -> list[tuple[str, torch.Tensor]]:
         try:
             return list(tensors_of(kept))
         except ShrinkError as error:
             raise ShrinkError(f"{self.name}: {error}") from None
 
-    def check(self):
+    def check(self) -> None:
         """Raise if there is state that does not fit its parameter."""
         for parameter in self.parameters():
             self.state(parameter)
@@ -88,7 +93,7 @@ class Followed:
                         f"{self.name}: state {key!r} holds tensors and belongs to no parameter; it cannot be shrunk"
                     )
 
-    def drop(self, gone, undo):
+    def drop(self, gone: set[int], undo: ExitStack) -> None:
         """Take the parameters with these ids out, with their state."""
         left = {}  # id(group) -> what is left in it; a wrapper shares its groups with what it wraps
         for part in self.parts:
@@ -103,29 +108,29 @@ class Followed:
             undo.callback(group.__setitem__, "params", group["params"])
             group["params"] = params
 
-    def around_steps(self, before, after):
+    def around_steps(self, before: Callable[[Followed], None], after: Callable[[Followed], None]) -> None:
         """Call ``before(self)`` and ``after(self)`` around each step, as long as whoever has these methods lives."""
-        before, after = weakly(before, self), weakly(after, self)
-        optimizer = self.optimizer
+        ahead, behind = weakly(before, self), weakly(after, self)
+        optimizer: Any = self.optimizer
         if getattr(type(optimizer).step, "hooked", False) and hasattr(optimizer, "_optimizer_step_pre_hooks"):
-            handle = optimizer.register_step_pre_hook(before)
-            optimizer.register_step_post_hook(after)
+            handle = optimizer.register_step_pre_hook(ahead)
+            optimizer.register_step_post_hook(behind)
             # a callback that sets a theta has its say before us
             optimizer.register_step_post_hook(lambda own, *_: own._optimizer_step_pre_hooks.move_to_end(handle.id))
         else:  # a wrapper that never called Optimizer.__init__; learning-rate schedulers, too, put a method in its place
-            optimizer.step = types.MethodType(surrounded(optimizer.step, before, after), optimizer)
+            optimizer.step = types.MethodType(surrounded(optimizer.step, ahead, behind), optimizer)
 
-    def after_loading(self, call):
+    def after_loading(self, call: Callable[[Followed], None]) -> None:
         for part in self.parts:
             if hasattr(part, "_optimizer_load_state_dict_post_hooks"):
                 part.register_load_state_dict_post_hook(weakly(call, self))
 
 
-def attributes(thing):
+def attributes(thing: object) -> list[tuple[str, Any]]:
     return list(vars(thing).items()) if hasattr(thing, "__dict__") else []
 
 
-def parts_of(optimizer):
+def parts_of(optimizer: torch.optim.Optimizer) -> list[torch.optim.Optimizer]:
     """The optimizer and those that it wraps, outermost first."""
     found = [optimizer]
     for part in found:
@@ -135,8 +140,8 @@ def parts_of(optimizer):
     return found
 
 
-def surrounded(step, before, after):
-    def guarded(optimizer, *args, **kwargs):
+def surrounded(step: Callable[..., Any], before: Callable[[], None], after: Callable[[], None]) -> Callable[..., Any]:
+    def guarded(optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> Any:
         before()
         result = step(*args, **kwargs)
         after()
@@ -145,11 +150,11 @@ def surrounded(step, before, after):
     return guarded
 
 
-def weakly(method, followed):
+def weakly(method: Callable[[Followed], None], followed: Followed) -> Callable[..., None]:
     """The optimizer does not keep the collector: one that is dropped does nothing more."""
     weak = weakref.WeakMethod(method)
 
-    def call(*args):
+    def call(*args: Any) -> None:
         method = weak()
         if method is not None:
             method(followed)

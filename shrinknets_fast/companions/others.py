@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -10,12 +12,14 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..errors import ShrinkError
 
-_shrunk = WeakTensorKeyDictionary()  # every parameter that a collection has resized -> the shapes that it had
-_looked_at = weakref.WeakKeyDictionary()  # optimizer -> the number of collections when its state was last looked at
+# every parameter that a collection has resized -> the shapes that it had
+_shrunk = WeakTensorKeyDictionary()
+# optimizer -> the number of collections when its state was last looked at
+_looked_at: weakref.WeakKeyDictionary[torch.optim.Optimizer, int] = weakref.WeakKeyDictionary()
 _collections = 0
 
 
-def note_shrunk(sizes) -> None:
+def note_shrunk(sizes: Iterable[tuple[torch.Tensor, tuple[int, ...]]]) -> None:
     """From their next step on, optimizers whose state still has one of these sizes, (parameter, shape) each, are refused."""
     global _collections
     if not _collections:
@@ -29,7 +33,7 @@ def anything_shrank() -> bool:
     return _collections > 0
 
 
-def refuse_stale_state(optimizer, args, kwargs) -> None:
+def refuse_stale_state(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
     if _looked_at.get(optimizer) == _collections:
         return
     for p in (p for group in optimizer.param_groups for p in group["params"]):

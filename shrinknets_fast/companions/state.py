@@ -1,11 +1,13 @@
 """The tensors in an optimizer's state for one parameter, whatever holds them, and which of their dimensions follow its own."""
 
+from __future__ import annotations
+
 import enum
 import math
 import numbers
 from collections import deque
-from collections.abc import Mapping, Set
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence, Set
+from typing import Any, NamedTuple
 
 import torch
 
@@ -14,7 +16,9 @@ from ..errors import ShrinkError
 PLAIN = (numbers.Number, str, bytes, enum.Enum, type, torch.dtype, torch.device, torch.Size, torch.Generator)
 
 
-FLAT = ("all",)  # in place of dims: the parameter's entries in one row
+Dims = tuple[int | None, ...]
+Sizes = tuple[Sequence[int], Mapping[str, tuple[int, ...]]]  # (shape of a parameter, {path: shape in its state})
+FLAT: Any = ("all",)  # in place of dims: the parameter's entries in one row
 
 
 class Member(NamedTuple):
@@ -24,26 +28,26 @@ class Member(NamedTuple):
     """
 
     tensor: torch.Tensor
-    dims: tuple
+    dims: Dims
     row: torch.Tensor | None = None
 
     @classmethod
-    def of(cls, tensor, dims, whole):
+    def of(cls, tensor: torch.Tensor, dims: Dims, whole: Sequence[int]) -> Member:
         if dims != FLAT:
             return cls(tensor, dims)
         return cls(tensor.view(whole), tuple(range(len(whole))), tensor)
 
-    def kept(self, keep):
+    def kept(self, keep: dict[int, torch.Tensor]) -> dict[int, torch.Tensor]:
         """``keep``, {dimension of the parameter: positions}, for its own dimensions."""
         if self.dims == tuple(range(len(self.dims))) and all(dim < len(self.dims) for dim in keep):
             return keep  # itself, so that what shrinks alike is looked at once
         return {d: keep[dim] for d, dim in enumerate(self.dims) if dim in keep}
 
     @property
-    def owner(self):
+    def owner(self) -> torch.Tensor:
         return self.tensor if self.row is None else self.row
 
-    def put_in_row(self):
+    def put_in_row(self) -> None:
         """Once it has shrunk."""
         if self.row is not None:
             t = self.tensor
@@ -53,10 +57,10 @@ class Member(NamedTuple):
 class Layout(NamedTuple):
     """Per dimension of a state tensor: which of the parameter's it follows (None: no feature is there), and its size."""
 
-    dims: tuple
-    sizes: tuple
+    dims: Dims
+    sizes: tuple[int, ...]
 
-    def fits(self, shape, whole):
+    def fits(self, shape: Sequence[int], whole: Sequence[int]) -> bool:
         if self.dims == FLAT:
             return tuple(shape) == (math.prod(whole),)
         if len(shape) != len(self.dims):
@@ -65,7 +69,7 @@ class Layout(NamedTuple):
         return list(shape) == expected
 
 
-def tensors_of(value, path="", seen=None):
+def tensors_of(value: Any, path: str = "", seen: set[int] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
     """(path, tensor) for each tensor with more than one entry in ``value``: nested containers, and attributes of objects.
 
     Raises ShrinkError for an object that may hide some.
@@ -82,7 +86,7 @@ def tensors_of(value, path="", seen=None):
         yield from tensors_of(item, f"{path}{key}" if path else str(key).strip("[]'."), seen)
 
 
-def inside(value, path):
+def inside(value: Any, path: str) -> list[tuple[str, Any]]:
     """(what to append to the path, item) of a container or an object."""
     if isinstance(value, Mapping):
         return [(f"[{key!r}]", item) for key, item in value.items()]
@@ -98,7 +102,7 @@ def inside(value, path):
     return [(f".{name}", item) for name, item in found]
 
 
-def dims_of(shape, whole, layouts=()):
+def dims_of(shape: Sequence[int], whole: Sequence[int], layouts: Sequence[Layout] = ()) -> Dims | None:
     """For each dimension of a state tensor the dimension of its parameter, of shape ``whole``, that it follows, or None for none.
 
     layouts: what trials found out about it. Returns None where nothing tells.
@@ -115,7 +119,7 @@ def dims_of(shape, whole, layouts=()):
     return None
 
 
-def find_layouts(before, after):
+def find_layouts(before: Sizes, after: Sizes) -> dict[str, Layout]:
     """{path: Layout} from the state at two sizes of one parameter, no two of its dimensions alike.
 
     before, after: (shape of the parameter, {path: shape}). Raises ShrinkError for a tensor whose sizes follow nothing.

@@ -4,13 +4,18 @@ So the kinds of its state are known before it has any, and a step that uses stat
 ratio) gives itself away: once the dead have left, the rest moves on differently.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 
 from ..errors import ShrinkError, warn
 from ..graph.draws import same_draws
 from ..ops.compact import compact_
-from .optimizers import parts_of
-from .state import Member, find_layouts, tensors_of
+from .optimizers import Followed, parts_of
+from .state import Layout, Member, find_layouts, tensors_of
 from .twin import representatives, twin
 
 # Sizes of a trial's dimensions: no two alike, nor where each is one less. Some optimizers factor what has 128 rows and columns.
@@ -21,7 +26,7 @@ TOLERANCE = {torch.float64: 1e-7, torch.float32: 1e-3}  # of the largest movemen
 COARSE = 0.1  # for other dtypes
 
 
-def try_out(followed):
+def try_out(followed: Followed) -> None:
     """Fill ``followed.layouts``. Raises ShrinkError for state that no removal can follow; warns of what goes on differently."""
     for part in followed.parts:
         if not getattr(type(part).step, "hooked", False):  # a wrapper: what is inside is tried
@@ -47,7 +52,7 @@ def try_out(followed):
             warn(f"{words} (in a trial by {drift:.2g} of a step)")
 
 
-def trial(optimizer):
+def trial(optimizer: torch.optim.Optimizer) -> tuple[list[tuple[tuple[int, str], Layout]], float]:
     """([((dimensions, path), Layout)], the largest difference of a movement, as a share of it, or 0 if it is rounding's)."""
     with same_draws(), torch.compiler.set_stance("force_eager"):
         wide, masked, narrow = Run(optimizer, True), Run(optimizer, True), Run(optimizer, False)
@@ -65,7 +70,7 @@ def trial(optimizer):
     return [item for found in layouts for item in found.items()], drift
 
 
-def difference(first, second, spacing):
+def difference(first: Sequence[torch.Tensor], second: Sequence[torch.Tensor], spacing: float) -> float:
     """Between the movements of one tensor, whose values lie ``spacing`` apart: half types round to whole steps of it."""
     size = max(float(move.abs().max()) for move in second)
     error = max(float((a - b).abs().max()) for a, b in zip(first, second, strict=True))
@@ -77,17 +82,17 @@ def difference(first, second, spacing):
 DEAD = 0  # along each dimension: some optimizers treat a tensor's first entry unlike the others
 
 
-def kept(size):
+def kept(size: int) -> torch.Tensor:
     return torch.tensor([k for k in range(size) if k != DEAD])
 
 
-def without_dead(tensor):
+def without_dead(tensor: torch.Tensor) -> torch.Tensor:
     for dim, size in enumerate(tensor.shape):
         tensor = tensor.index_select(dim, kept(size).to(tensor.device))
     return tensor
 
 
-def sizes_for(parameter):
+def sizes_for(parameter: torch.Tensor) -> tuple[int, ...]:
     factored = parameter.dim() > 1 and min(parameter.shape[:2]) >= FACTORED
     return (LARGE if factored else SMALL)[: parameter.dim()]
 
@@ -95,7 +100,7 @@ def sizes_for(parameter):
 class Run:
     """A twin at work on one tensor for each group and kind of parameter. whole: with the feature that will die."""
 
-    def __init__(self, optimizer, whole):
+    def __init__(self, optimizer: torch.optim.Optimizer, whole: bool) -> None:
         self.whole, self.tensors, self.sizes = whole, [], []
         self.generator = torch.Generator().manual_seed(0)
         groups = representatives(optimizer, lambda p: (sizes_for(p), p.dtype, p.device))
@@ -104,18 +109,18 @@ class Run:
             drawn = [self.drawn(size, p) for size, p in zip(sizes, group["params"], strict=True)]
             group["params"] = [tensor.requires_grad_() for tensor in drawn]
             self.tensors += group["params"]
-        self.moves = [[] for _ in self.tensors]
-        self.optimizer = twin(optimizer, groups)
+        self.moves: list[list[torch.Tensor]] = [[] for _ in self.tensors]
+        self.optimizer: Any = twin(optimizer, groups)
         if hasattr(self.optimizer, "train"):  # schedule-free ones refuse to step before it
             self.optimizer.train()
 
-    def drawn(self, sizes, like, dead=False):
+    def drawn(self, sizes: Sequence[int], like: torch.Tensor, dead: bool = False) -> torch.Tensor:
         value = torch.randn(sizes, generator=self.generator, dtype=torch.float64)
         for dim in range(value.dim() if dead else 0):
             value.select(dim, DEAD).zero_()
         return (value if self.whole else without_dead(value)).to(like.device, like.dtype)
 
-    def go(self, dead=False):
+    def go(self, dead: bool = False) -> None:
         """A few steps. dead: from now on that feature's gradients are zeros; before, its state has got a past."""
         for _ in range(STEPS):
             for p, sizes in zip(self.tensors, self.sizes, strict=True):
@@ -128,14 +133,14 @@ class Run:
             for moves, p, b in zip(self.moves, self.tensors, before, strict=True):
                 moves.append(without_dead(p.detach() - b) if self.whole else p.detach() - b)
 
-    def state(self, parameter):
+    def state(self, parameter: torch.Tensor) -> dict[str, torch.Tensor]:
         return {path: t for part in parts_of(self.optimizer) for path, t in tensors_of(part.state.get(parameter, {}))}
 
-    def shapes(self, parameter):
+    def shapes(self, parameter: torch.Tensor) -> dict[str, tuple[int, ...]]:
         return {path: tuple(t.shape) for path, t in self.state(parameter).items()}
 
     @torch.no_grad()
-    def shrink(self, layouts):
+    def shrink(self, layouts: Sequence[dict[tuple[int, str], Layout]]) -> None:
         """What a collection does."""
         for p, found in zip(self.tensors, layouts, strict=True):
             for path, tensor in self.state(p).items():

@@ -1,14 +1,18 @@
 """A copy of an optimizer that steps on other tensors and leaves the original as it is."""
 
+from __future__ import annotations
+
 import collections
 import copy
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from ..errors import ShrinkError
 
 
-def twin(optimizer, groups):
+def twin(optimizer: torch.optim.Optimizer, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
     """A copy of ``optimizer`` for these groups, without state and without hooks. Optimizers inside it are copied likewise."""
     memo = {id(p): torch.empty(0) for group in optimizer.param_groups for p in group["params"]}  # not their memory
     new = object.__new__(type(optimizer))
@@ -31,7 +35,7 @@ def twin(optimizer, groups):
     return new
 
 
-def representatives(optimizer, kind):
+def representatives(optimizer: torch.optim.Optimizer, kind: Callable[[torch.Tensor], Any]) -> list[dict[str, Any]]:
     """The optimizer's groups with one parameter of each ``kind(p)``; groups that differ in their rate alone count once."""
     found, known = [], set()
     for group in optimizer.param_groups:
@@ -47,7 +51,7 @@ def representatives(optimizer, kind):
     return found
 
 
-def moving(options):
+def moving(options: dict[str, Any]) -> dict[str, Any]:
     """With a rate that is not zero: at the start of a warm-up nothing would move."""
     rate = options.get("lr")
     if isinstance(rate, torch.Tensor):

@@ -1,8 +1,15 @@
 """Residual branches: the side of a sum that can be closed, and the module that makes it."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+
+from ..graph.network import Network
+from ..graph.op import Op
+from ..graph.value import Value
 
 aten = torch.ops.aten
 SUMS = (aten.add.Tensor, aten.add_.Tensor)
@@ -13,21 +20,21 @@ class Branch:
     """``module``: the dotted name of the module whose output is the branch, as the sum's own module sees it."""
 
     module: str
-    output: object
+    output: Value
 
 
-def find_branches(network):
+def find_branches(network: Network) -> list[Branch]:
     """One :class:`Branch` per residual sum, in the order of the forward.
 
     Seen in evaluation mode, where stochastic depth and dropout do not stand between a branch and its sum.
     """
     maker = {value: op for op in network.ops for value in op.results}
-    before = {}  # value -> the values it was computed from, itself included
+    before: dict[Value, set[Value]] = {}  # value -> the values it was computed from, itself included
     for op in network.ops:
         sources = set().union(*(before.get(v, {v}) for v in op.inputs if v.tensor is None)) if op.inputs else set()
         for value in op.results:
             before[value] = sources | {value}
-    found = {}
+    found: dict[str, Branch] = {}
     for op in network.ops:
         if (
             op.mode != "eval"
@@ -36,14 +43,14 @@ def find_branches(network):
             or op.inputs[0].shape != op.inputs[1].shape
         ):
             continue
-        value = branch_side(*op.inputs, before)
-        module = None if value is None else module_of(value, op, maker)
-        if module is not None:
-            found.setdefault(module, Branch(module, value))
+        side = branch_side(op.inputs[0], op.inputs[1], before)
+        module = None if side is None else module_of(side, op, maker)
+        if side is not None and module is not None:
+            found.setdefault(module, Branch(module, side))
     return list(found.values())
 
 
-def branch_side(first, second, before):
+def branch_side(first: Value, second: Value, before: Mapping[Value, set[Value]]) -> Value | None:
     """The side that is computed from the other, or the longer way from where both come from; None if neither is."""
     left, right = before.get(first, {first}), before.get(second, {second})
     common = left & right
@@ -57,7 +64,7 @@ def branch_side(first, second, before):
     return {1: first, -1: second, 0: None}[longer]
 
 
-def module_of(value, total, maker):
+def module_of(value: Value, total: Op, maker: Mapping[Value, Op]) -> str | None:
     """The outermost module that makes ``value`` inside the module of the sum; scaling and dropout in between are passed."""
     inside = set(total.modules)
     while value in maker:

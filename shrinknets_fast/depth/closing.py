@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -11,14 +12,24 @@ from torch import nn
 from ..errors import ShrinkError
 from .gated import Gated, gated_at, gated_in
 
+if TYPE_CHECKING:
+    from ..companions import Companions
+    from ..companions.copies import Copies
 
-def closed_branches(model: nn.Module, dead: dict[int, torch.Tensor]) -> dict[str, Gated]:
+
+def closed_branches(model: nn.Module, dead: Mapping[int, torch.Tensor]) -> dict[str, Gated]:
     """{name: Gated} of those whose gate is dead and whose branch is still there. dead: {id(theta): mask of its features}."""
     return {name: m for name, m in gated_in(model).items() if bool(dead[id(m.gate.theta)].all())}
 
 
 @torch.no_grad()
-def take_out(model, branches: dict[str, Gated], companions, still_runs: Callable[[], bool], undo: ExitStack):
+def take_out(
+    model: nn.Module,
+    branches: dict[str, Gated],
+    companions: Companions,
+    still_runs: Callable[[], bool],
+    undo: ExitStack,
+) -> tuple[str, ...]:
     """Take the branches out and return the names of those that went; ``undo`` learns how to put them back.
 
     ``still_runs()`` tells whether the model still does, or raises what the model raises; where it does not, because a branch
@@ -41,26 +52,28 @@ def take_out(model, branches: dict[str, Gated], companions, still_runs: Callable
     return tuple(gone)
 
 
-def runs(still_runs):
+def runs(still_runs: Callable[[], bool]) -> bool:
     try:
         return still_runs()
     except Exception:
         return False
 
 
-def can_close_copies(copies, name: str) -> bool:
+def can_close_copies(copies: Copies, name: str) -> bool:
     """Whether the branch of this name can leave every copy; of a list, the user counts the entries."""
     return not copies.lists and all(gated_at(module, name) is not None for module in copies.modules)
 
 
-def close_copies(copies, branches: dict[str, Gated], undo: ExitStack) -> None:
+def close_copies(copies: Copies, branches: dict[str, Gated], undo: ExitStack) -> None:
     """Do to the copies what was done to the model."""
     for name, gated in branches.items():
         for copy in copies.tensors(f"{name}.1.theta", gated.gate.theta):
             if bool((copy > 0).any()):  # only where copies are not waited for
                 shut(name, copy, undo)
         for module in copies.modules:
-            gated_at(module, name).put_stand_in(undo)
+            twin = gated_at(module, name)
+            assert twin is not None  # see can_close_copies
+            twin.put_stand_in(undo)
     copies.renamed(undo)
 
 
@@ -73,7 +86,7 @@ def shut(name: str, gate: torch.Tensor, undo: ExitStack) -> None:
     gate.clamp_(max=0)
 
 
-def branches_that_left(model: nn.Module, had: Iterable[str], state_dict) -> dict[str, Gated]:
+def branches_that_left(model: nn.Module, had: Iterable[str], state_dict: Mapping[str, Any]) -> dict[str, Gated]:
     """{prefix of its tensors' names: Gated} of the branches of which a checkpoint has nothing but the closed gate.
 
     had: the names of the model's own tensors.

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
+
+if TYPE_CHECKING:
+    from ..nn import Filter
 
 
 class Gated(nn.Sequential):
@@ -14,13 +18,13 @@ class Gated(nn.Sequential):
     Once the gate is dead a collection puts ``nn.Identity`` in the branch's place: the gate's zeros are all that is left of it.
     """
 
-    def __init__(self, branch: nn.Module, gate: nn.Module) -> None:
+    def __init__(self, branch: nn.Module, gate: Filter) -> None:
         super().__init__(branch, gate)
         self.train(branch.training)
 
     @property
-    def gate(self) -> nn.Module:
-        return self[1]
+    def gate(self) -> Filter:
+        return cast("Filter", self[1])
 
     @property
     def vanished(self) -> bool:
@@ -49,7 +53,7 @@ def gated_at(model: nn.Module, name: str) -> Gated | None:
 class _Nothing(nn.Module):
     """What is left of a closed branch in a plain model: zeros of its input's shape."""
 
-    def forward(self, input):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
         return torch.zeros_like(input)
 
 

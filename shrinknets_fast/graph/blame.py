@@ -1,10 +1,13 @@
 """What failed, in one line: torch's first words, and the user's line."""
 
+from __future__ import annotations
+
 import contextlib
 import io
 import logging
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -13,13 +16,13 @@ LOUD = ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes"
 OURS = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
 
 
-def shortened(error):
+def shortened(error: BaseException) -> str:
     """The first lines of torch's message: what and where; the rest is advice for torch's own developers."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines[:2])[:300] or type(error).__name__
 
 
-def blame(error):
+def blame(error: BaseException) -> str:
     """The innermost line of the user's code: the last one outside torch and this package."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(OURS)]
     frames = [f for f in frames if Path(f.filename).exists() and "copy.py" not in f.filename]
@@ -27,7 +30,7 @@ def blame(error):
 
 
 @contextlib.contextmanager
-def quiet():
+def quiet() -> Iterator[None]:
     """For trials whose failure is an answer: no log of torch's, and no print of the graph so far (500 lines for 40 layers).
 
     What else was written to stderr, by the user's forward say, comes out at the end.

@@ -3,10 +3,19 @@
 Never while training: the bias that takes a constant over would learn it a second time.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import torch
+from torch import nn
 from torch.nn import functional as F
 
-from .value import Value
+from .features import Axis
+from .network import Network
+from .op import Op
+from .value import Read, Value
 
 MOVES = {"flatten", "view", "reshape", "_unsafe_view", "dropout", "contiguous", "detach", "alias", "clone"}
 FOLD = torch.ops.shrinknets_fast.fold.default
@@ -16,7 +25,7 @@ POOLS = {"max_pool", "adaptive_max_pool", "adaptive_avg_pool"}  # of a constant 
 class Constants:
     """In evaluation mode: for each value and dimension the constant at each position, NaN where there is none known."""
 
-    def __init__(self, network, dead):
+    def __init__(self, network: Network, dead: Mapping[int, torch.Tensor]) -> None:
         self._network = network
         self._zeros = network.zeros(dead)
         self._known = {}
@@ -25,13 +34,13 @@ class Constants:
                 for value in op.results:
                     self._known[value] = [self._of(op, value, dim) for dim in range(value.ndim)]
 
-    def __call__(self, value, dim):
+    def __call__(self, value: Value, dim: int) -> torch.Tensor:
         known = self._known.get(value)
         return known[dim] if known is not None else unknown(value, dim)
 
-    def _of(self, op, value, dim):
-        found = unknown(value, dim)
-        if value.axes[dim] is None:
+    def _of(self, op: Op, value: Value, dim: int) -> torch.Tensor:
+        found, axis = unknown(value, dim), value.axes[dim]
+        if axis is None:
             return found
         tensors = [v for v in op.inputs if v.tensor is None]
         kind = getattr(op.target, "overloadpacket", None)
@@ -40,13 +49,13 @@ class Constants:
             if name == "batch_norm":
                 found = self._batch_norm(op, tensors[0], dim)
             elif name in MOVES or name.rstrip("123d") in POOLS:
-                found = self._moved(tensors[0], value, dim)
+                found = self._moved(tensors[0], axis)
             elif len(op.inputs) == 1 and torch.Tag.pointwise in op.target.tags and tensors[0].shape == value.shape:
                 found = applied(op, self(tensors[0], dim))
         zero = self._zeros(value, dim)
         return found if zero is None else torch.where(zero, torch.zeros_like(found), found)
 
-    def _moved(self, source, value, dim):
+    def _moved(self, source: Value, to: Axis) -> torch.Tensor:
         """By feature; one that is several constants in its places is none."""
         low = torch.full((self._network.features.count,), float("inf"), dtype=torch.float64)
         high = -low
@@ -55,9 +64,9 @@ class Constants:
                 constants = self(source, d).nan_to_num(nan=float("inf"))
                 low.scatter_reduce_(0, axis.ids, constants.where(constants.isfinite(), -torch.inf), "amin")
                 high.scatter_reduce_(0, axis.ids, constants, "amax")
-        return torch.where(low == high, low, torch.nan)[value.axes[dim].ids]
+        return torch.where(low == high, low, torch.nan)[to.ids]
 
-    def _batch_norm(self, op, source, dim):
+    def _batch_norm(self, op: Op, source: Value, dim: int) -> torch.Tensor:
         own = [op[name] for name in ("running_mean", "running_var", "weight", "bias")]
         if dim != 1 or any(isinstance(v, Value) and v.tensor is None for v in own) or own[0] is None:
             return torch.full_like(self(source, dim), torch.nan)
@@ -65,12 +74,12 @@ class Constants:
         return F.batch_norm(self(source, dim)[None], mean, var, weight, bias, False, 0.0, op["eps"])[0]
 
 
-def unknown(value, dim):
-    size = 0 if value.axes[dim] is None else len(value.axes[dim])
-    return torch.full((size,), torch.nan, dtype=torch.float64)
+def unknown(value: Value, dim: int) -> torch.Tensor:
+    axis = value.axes[dim]
+    return torch.full((0 if axis is None else len(axis),), torch.nan, dtype=torch.float64)
 
 
-def applied(op, constants):
+def applied(op: Op, constants: torch.Tensor) -> torch.Tensor:
     """The pointwise op, asked for its values at the constants."""
     args = {n: constants.clone() if isinstance(op[n], Value) else op[n] for n in op.arguments}
     try:
@@ -79,14 +88,14 @@ def applied(op, constants):
         return torch.full_like(constants, torch.nan)
 
 
-def takes_constants(model, network, read):
+def takes_constants(model: nn.Module, network: Network, read: Read) -> nn.Module | None:
     """The module that reads, if its bias can take a constant over: a linear layer, or a convolution without padding.
 
     Its weight and bias must be what the op gets, as they are or folded, and the bias must go nowhere else: not to a second call.
     """
     op = read.op
     name = getattr(getattr(op.target, "overloadpacket", None), "__name__", "")
-    if name not in ("linear", "conv1d", "conv2d", "conv3d") or op["weight"].shape[1] != len(read.value.axes[read.dim]):
+    if name not in ("linear", "conv1d", "conv2d", "conv3d") or op["weight"].shape[1] != len(read.axis):
         return None
     if name != "linear" and (any(read.op["padding"]) or read.op["groups"] != 1):
         return None
@@ -103,15 +112,15 @@ def takes_constants(model, network, read):
     return module if readers(network, taken[1]) == 1 else None
 
 
-def readers(network, value):
+def readers(network: Network, value: Value) -> int:
     return sum(op.mode == "eval" and value in op.inputs for op in network.ops)
 
 
-def forgiven(model, network, constants):
+def forgiven(model: nn.Module, network: Network, constants: Constants) -> Callable[[Read], torch.Tensor]:
     """For :func:`judge`: the positions of a read that need no zero, because a bias can take their constant over."""
 
-    def positions(read):
-        ids = read.value.axes[read.dim].ids
+    def positions(read: Read) -> torch.Tensor:
+        ids = read.axis.ids
         if read.op.mode != "eval":
             return torch.ones(len(ids), dtype=torch.bool)
         known = ~constants(read.value, read.dim).isnan()
@@ -121,15 +130,17 @@ def forgiven(model, network, constants):
 
 
 @torch.no_grad()
-def move_into_biases(model, network, constants, gone):
+def move_into_biases(model: nn.Module, network: Network, constants: Constants, gone: torch.Tensor) -> None:
     """Add what the features in ``gone`` would have contributed to the biases of their readers."""
     for read in network.reads:
         if read.op.mode != "eval":
             continue
-        leaving = gone[read.value.axes[read.dim].ids]
+        leaving = gone[read.axis.ids]
         amounts = torch.where(leaving, constants(read.value, read.dim), 0.0)
         if bool((amounts != 0).any()):
             module = takes_constants(model, network, read)
-            weight, bias = (module._parameters[kind] for kind in ("weight", "bias"))
+            assert module is not None  # forgiven() has asked it
+            own: Mapping[str, Any] = module._parameters
+            weight, bias = (own[kind] for kind in ("weight", "bias"))
             columns = weight.double().flatten(2).sum(2) if weight.dim() > 2 else weight.double()
             bias += (columns @ amounts.to(columns.device)).to(bias.dtype)

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+from torch import nn
+
+from .features import Axis
+from .network import Network
+from .value import Value
 from .verdict import Verdict, judge
 
 
@@ -39,12 +46,15 @@ class Coverage:
         return "\n".join([*lines, *(f"kept: {reason}" for reason in self.first_reasons(len(self.reasons)))])
 
 
-def coverage_of(model, network, dead, supposed=None) -> Coverage:
+def coverage_of(
+    model: nn.Module, network: Network, dead: Mapping[int, torch.Tensor], supposed: Mapping[Value, int] | None = None
+) -> Coverage:
     """dead: {id(theta): mask} with every filter dead; supposed: values that filters to come make zero, see :func:`judge`."""
     verdict = judge(network, dead, supposed, idle_too=False)
     thetas = set(dead)
     read = {value for op in network.ops for value in op.inputs}
-    parameters, reasons = {}, Counter()
+    parameters = {}
+    reasons: defaultdict[str, float] = defaultdict(float)
     for name, tensor in model.named_parameters():
         if id(tensor) in thetas or not tensor.numel():
             continue
@@ -59,16 +69,17 @@ def coverage_of(model, network, dead, supposed=None) -> Coverage:
     return Coverage(parameters, {why: kept for why, kept in reasons.items() if kept > 0})
 
 
-def causes(verdict: Verdict, axes, stays, used: bool) -> dict[str, float]:
+def causes(verdict: Verdict, axes: Sequence[Axis], stays: Sequence[torch.Tensor], used: bool) -> dict[str, float]:
     """{why: share} of what keeps a tensor's entries; each of its axes counts alike."""
     if not axes:
         return {"no rule relates it to features" if used else "the forward does not use it": 1.0}
-    found: Counter[str] = Counter()
+    found: defaultdict[str, float] = defaultdict(float)
     for axis, mask in zip(axes, stays, strict=True):
         blamed = verdict.blame[axis.ids[mask]]
         for index, count in zip(*(t.tolist() for t in blamed.unique(return_counts=True)), strict=True):
             found[in_general(verdict.reasons[index]) if index >= 0 else "nothing reads it"] += count / len(blamed)
-    return {why: part / found.total() for why, part in found.items()}
+    total = sum(found.values())
+    return {why: part / total for why, part in found.items()}
 
 
 def in_general(reason: str) -> str:

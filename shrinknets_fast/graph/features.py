@@ -1,8 +1,14 @@
 """Features: the things that live and die. Every position of every axis that can shrink belongs to exactly one."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 import torch
 
 from .order import kept_positions
+
+Fills = Sequence[tuple[torch.Tensor, torch.Tensor]]  # (a hub's features, positions that it keeps), in a new order
 
 
 class Axis:
@@ -13,34 +19,35 @@ class Axis:
 
     __slots__ = ("ids",)
 
-    def __init__(self, ids):
+    def __init__(self, ids: torch.Tensor) -> None:
         self.ids = ids
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.ids)
 
 
 class FeatureSpace:
     """All features of a network. While the graph is read, axes get features and features are unified; then it settles."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.count = 0
-        self.axes = []
-        self.pins = []  # (axis, reason): the features of this axis never leave
-        self.doubts = []  # (axis, label): whether the user's code follows this axis when it shrinks is to be tried
-        self._equal = []
+        self.axes: list[Axis] = []
+        self.pins: list[tuple[Axis, str]] = []  # (axis, reason): the features of this axis never leave
+        # (axis, label): whether the user's code follows this axis when it shrinks is to be tried
+        self.doubts: list[tuple[Axis, str]] = []
+        self._equal: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-    def axis(self, ids):
+    def axis(self, ids: torch.Tensor) -> Axis:
         axis = Axis(ids)
         self.axes.append(axis)
         return axis
 
-    def new_axis(self, size):
+    def new_axis(self, size: int) -> Axis:
         """An axis of ``size`` fresh features."""
         self.count += size
         return self.axis(torch.arange(self.count - size, self.count))
 
-    def unify(self, first, second, reason):
+    def unify(self, first: Axis | None, second: Axis | None, reason: str) -> None:
         """Position by position the two axes hold the same features. None stands for positions that cannot leave."""
         if first is second:
             return
@@ -49,14 +56,14 @@ class FeatureSpace:
         else:
             self._equal.append((first.ids, second.ids))
 
-    def unify_ids(self, first, second):
+    def unify_ids(self, first: torch.Tensor, second: torch.Tensor) -> None:
         self._equal.append((first, second))
 
-    def pin(self, axis, reason):
+    def pin(self, axis: Axis | None, reason: str) -> None:
         if axis is not None:
             self.pins.append((axis, reason))
 
-    def settle(self):
+    def settle(self) -> None:
         """Give unified features one number each, 0 to count - 1."""
         root = torch.arange(self.count)
         if self._equal:
@@ -68,7 +75,7 @@ class FeatureSpace:
             axis.ids = root[axis.ids]
         self._equal = []
 
-    def remove(self, gone, fills=()):
+    def remove(self, gone: torch.Tensor, fills: Fills = ()) -> None:
         """Take the features in the bool mask ``gone`` out of every axis, as the plan's order says; numbers stay as they are."""
         if not self.axes:
             return
@@ -84,7 +91,7 @@ class FeatureSpace:
             axis.ids = left
 
 
-def connected(root, first, second):
+def connected(root: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     """The smallest number of each one's connected component, for the edges first[i] - second[i]."""
     while True:
         low = torch.minimum(root[first], root[second])

@@ -1,10 +1,18 @@
 """Hubs: features that the same tensors share, so that they are made, read and removed together."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
 from .order import find_movable
+
+if TYPE_CHECKING:
+    from .features import Axis
+    from .network import Network
 
 
 @dataclass
@@ -17,15 +25,15 @@ class Hub:
     name: str
     ids: torch.Tensor
     filtered: bool
-    makers: tuple
-    readers: tuple
+    makers: tuple[str, ...]
+    readers: tuple[str, ...]
     movable: bool = False
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.ids)
 
 
-def find_hubs(network, theta_names):
+def find_hubs(network: Network, theta_names: Mapping[int, str]) -> list[Hub]:
     """All hubs of a settled network. theta_names: {id(theta): the filter's dotted name}."""
     features = network.features
     signature = torch.zeros(features.count, dtype=torch.int64)
@@ -40,14 +48,14 @@ def find_hubs(network, theta_names):
     kinds, group = torch.unique(signature, return_inverse=True)
     members = [torch.nonzero(group == k).flatten() for k in range(len(kinds)) if int(kinds[k])]
     members.sort(key=lambda ids: int(ids[0]))
-    taken = {}
+    taken: dict[str, int] = {}
     hubs = [one_hub(network, owners, ids, taken) for ids in members]
     hubs = [hub for hub in hubs if len(hub) > 1 or hub.filtered]  # a lone feature cannot leave anyway
     find_movable(features, hubs)
     return hubs
 
 
-def one_hub(network, owners, ids, taken):
+def one_hub(network: Network, owners: Sequence[tuple[str, Axis, int]], ids: torch.Tensor, taken: dict[str, int]) -> Hub:
     inside = torch.zeros(network.features.count, dtype=torch.bool)
     inside[ids] = True
     name, axis, rank = min((o for o in owners if bool(inside[o[1].ids].any())), key=lambda owner: owner[2])
@@ -58,11 +66,11 @@ def one_hub(network, owners, ids, taken):
     taken[name] = taken.get(name, 0) + 1
     if taken[name] > 1:
         name = f"{name}#{taken[name]}"
-    reads = [(read.value.axes[read.dim], read.op.label) for read in network.reads]
+    reads = [(read.axis, read.op.label) for read in network.reads]
     return Hub(name, ids, rank == 0, labels(network.makes, inside), labels(reads, inside))
 
 
-def first_positions(ids):
+def first_positions(ids: torch.Tensor) -> torch.Tensor:
     """Where each feature stands first. One that leaves several places together, as in a grouped layer, has several."""
     _, inverse = torch.unique(ids, return_inverse=True)
     places = torch.arange(len(ids))
@@ -70,6 +78,6 @@ def first_positions(ids):
     return places.new_full((count,), len(ids)).scatter_reduce(0, inverse, places, "amin").sort().values
 
 
-def labels(entries, inside):
+def labels(entries: Iterable[tuple[Axis, str]], inside: torch.Tensor) -> tuple[str, ...]:
     """The labels of the entries whose axis holds one of these features, each once, in order."""
     return tuple(dict.fromkeys(label for axis, label in entries if bool(inside[axis.ids].any())))

@@ -1,14 +1,36 @@
 """A whole module as one op, for types that were given a rule of their own."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
 from .op import Op
 from .rules.registry import MODULES
 from .value import Value
+
+if TYPE_CHECKING:
+    from .network import Network
+    from .trace import Traced
+
+
+Call = tuple[list[torch.fx.Node], str, str]  # nodes, path, type name
 
 
 class ModuleOp(Op):
     """One call of a registered module: ``op.inputs`` is what it is given, ``op.parameter("weight")`` is its own."""
 
-    def __init__(self, network, nodes, values, mode, path, kind):
+    def __init__(
+        self,
+        network: Network,
+        nodes: Sequence[torch.fx.Node],
+        values: dict[torch.fx.Node, Any],
+        mode: Traced,
+        path: str,
+        kind: str,
+    ) -> None:
         super().__init__(network, nodes[-1], {}, mode.mode, arguments=False)
         self.path = path
         self.name = kind.rpartition(".")[2]
@@ -22,33 +44,34 @@ class ModuleOp(Op):
         self.arguments = {f"input{i}": value for i, value in enumerate(outside)}
 
     @property
-    def module(self):
+    def module(self) -> str:
         return self.path.partition("@")[0]  # a second call of the same module is "name@1"
 
     @property
-    def label(self):
+    def label(self) -> str:
         return f"{self.module} ({self.name})"
 
     @property
-    def modules(self):
+    def modules(self) -> list[str]:
         return [
             *(name for name in super().modules if name != self.path and not name.startswith(f"{self.path}.")),
             self.path,
         ]
 
-    def parameter(self, name):
+    def parameter(self, name: str) -> Value:
         """The module's own parameter or buffer, as a value with axes."""
         full = f"{self.module}.{name}" if self.module else name
         return self.network.bind(full, self._own[full])
 
-    def metas(self):
+    def metas(self) -> Any:
         found = [node.meta["val"] for node in self.out_nodes]
         return found[0] if len(found) == 1 else found
 
 
-def module_calls(graph):
+def module_calls(graph: torch.fx.Graph) -> dict[torch.fx.Node, Call]:
     """{first node: (nodes, path, type name)} for each call of a registered module, the outermost where they nest."""
-    calls, found = {}, {}
+    calls: dict[str, Call] = {}
+    found = {}
     for node in graph.nodes:
         for path, kind in (node.meta.get("nn_module_stack") or {}).values():
             kind = kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"

@@ -1,7 +1,11 @@
 """Copies of modules, and the sizes that torch.nn modules keep as attributes, set from the tensors they describe."""
 
+from __future__ import annotations
+
 import copy
 import functools
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -12,10 +16,11 @@ from torch.utils import _pytree as pytree
 
 from ..errors import ShrinkError
 
+Model = TypeVar("Model", bound=nn.Module)
 EVERY_MODULE = set(vars(nn.Module()))  # the names of its attributes
 
 
-def copied(model, twins=None):
+def copied(model: Model, twins: Mapping[int, torch.Tensor] | None = None) -> Model:
     """A deep copy with ``twins`` ({id: tensor}) in place of their originals.
 
     Tensors that modules keep beside parameters and buffers are detached: deepcopy refuses what autograd made, such as an
@@ -38,7 +43,7 @@ def copied(model, twins=None):
         raise ShrinkError(f"{type(model).__name__} cannot be copied: {error}") from error
 
 
-def uncopyable(model, memo):
+def uncopyable(model: nn.Module, memo: Mapping[int, Any]) -> Iterator[Any]:
     """What modules hold that deepcopy refuses, a lock or an open file: a copy shares it."""
     for module in model.modules():
         for name, value in vars(module).items():
@@ -49,7 +54,7 @@ def uncopyable(model, memo):
                     yield value
 
 
-def make_persistent(model, name):
+def make_persistent(model: nn.Module, name: str) -> None:
     """From now on checkpoints hold the buffer with this dotted name."""
     path, _, leaf = name.rpartition(".")
     model.get_submodule(path)._non_persistent_buffers_set.discard(leaf)
@@ -60,12 +65,12 @@ class Sizes:
     the convolutions whose groups are their channels are known by that, and a grouped one may come to look alike.
     """
 
-    def __init__(self, model):
+    def __init__(self, model: nn.Module) -> None:
         convs = [(name, m) for name, m in model.named_modules() if isinstance(m, _ConvNd)]
         self.depthwise = {name for name, m in convs if 1 < m.groups == m.in_channels}
-        self.given = {}  # name -> channels that an instance norm without a tensor was given
+        self.given: dict[str, int] = {}  # name -> channels that an instance norm without a tensor was given
 
-    def sync(self, model):
+    def sync(self, model: nn.Module) -> None:
         """Set them to what the tensors of ``model``, a copy or the one that they were made of, say."""
         for name, module in model.named_modules():
             if isinstance(module, _NormBase):
@@ -83,33 +88,31 @@ class Sizes:
             elif isinstance(module, nn.Embedding):
                 module.num_embeddings, module.embedding_dim = shape
 
-    def watch(self, model):
+    def watch(self, model: nn.Module) -> None:
         """Note what instance norms are given in a forward: without tensors nothing else tells, and torch warns if it differs."""
         for name, module in model.named_modules():
             if isinstance(module, _InstanceNorm) and not tensors_of(module):
                 module.register_forward_pre_hook(functools.partial(self._note, name), with_kwargs=True)
 
-    def _note(self, name, module, args, kwargs):
+    def _note(self, name: str, module: _InstanceNorm, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x = args[0] if args else kwargs["input"]
         module.num_features = self.given[name] = x.shape[-module._get_no_batch_dim()]
 
 
-def shape_of_weight(module):
+def shape_of_weight(module: nn.Module) -> torch.Size | None:
     """The shape that ``module.weight`` has, without reading it where that computes: a power iteration changes what it finds."""
     own = module._parameters
-    if own.get("weight") is not None:
-        return own["weight"].shape
-    for name in ("weight_orig", "weight_v"):  # torch.nn.utils.prune and spectral_norm, weight_norm
-        if name in own:
-            return own[name].shape
-    parametrizations = module._modules.get("parametrizations")
+    for name in ("weight", "weight_orig", "weight_v"):  # torch.nn.utils.prune and spectral_norm, weight_norm
+        if (tensor := own.get(name)) is not None:
+            return tensor.shape
+    parametrizations: Any = module._modules.get("parametrizations")
     if parametrizations is None or "weight" not in parametrizations:
         return None
     originals = [p for name, p in parametrizations["weight"]._parameters.items() if name.startswith("original")]
     return max((p.shape for p in originals), key=torch.Size.numel, default=None)
 
 
-def sync_conv(module, shape, depthwise):
+def sync_conv(module: _ConvNd, shape: torch.Size, depthwise: bool) -> None:
     first, second = shape[:2]
     if depthwise:
         module.groups = first * module.groups // (module.in_channels if module.transposed else module.out_channels)
@@ -117,12 +120,12 @@ def sync_conv(module, shape, depthwise):
     module.in_channels, module.out_channels = inputs, outputs
 
 
-def sync_norm(module, given):
-    sizes = [t.numel() for t in tensors_of(module)] or [given]
-    if sizes[0] is not None:
-        module.num_features = sizes[0]
+def sync_norm(module: _NormBase, given: int | None) -> None:
+    size = next((t.numel() for t in tensors_of(module)), given)
+    if size is not None:
+        module.num_features = size
 
 
-def tensors_of(norm):
+def tensors_of(norm: _NormBase) -> list[torch.Tensor]:
     own = norm._parameters
     return [t for t in (own.get("weight"), norm.running_mean, own.get("theta")) if t is not None]

@@ -1,17 +1,22 @@
 """Both traced modes read into one description: what each op makes and reads, and how zeros pass through it."""
 
+from __future__ import annotations
+
 import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 from ..errors import ShrinkError, warn
 from . import rules
-from .features import FeatureSpace
+from .features import Axis, FeatureSpace
 from .module_op import ModuleOp, module_calls
 from .op import Op
 from .rules.registry import MODULES
-from .value import RuleError, Value, Zeros
+from .trace import Traced
+from .value import Read, RuleError, Step, Value, Zeros
 
 
 @dataclass
@@ -20,23 +25,24 @@ class Bound:
 
     tensor: torch.Tensor
     value: Value
-    names: list = field(default_factory=list)
-    shape: tuple = ()
+    names: list[str] = field(default_factory=list)
+    shape: tuple[int, ...] = ()
 
 
 class Network:
     """The features of a model, and everything that happens to them in its forward, in order."""
 
-    def __init__(self, traced):
+    def __init__(self, traced: Iterable[Traced]) -> None:
         self.features = FeatureSpace()
-        self.bound = {}  # id(tensor) -> Bound
-        self.reads = []
-        self.makes = []  # (axis, label): who writes the features of this axis
-        self.steps = []
-        self.ops = []  # every op that was read, in order
-        self.returned = set()  # the values that are the model's outputs
-        self.outputs = {}  # module name -> the values of the ops in its own forward, one list per mode
-        self.unknown = set()
+        self.bound: dict[int, Bound] = {}  # id(tensor) -> Bound
+        self.reads: list[Read] = []
+        self.makes: list[tuple[Axis, str]] = []  # (axis, label): who writes the features of this axis
+        self.steps: list[Step] = []
+        self.ops: list[Op] = []  # every op that was read, in order
+        self.returned: set[Value] = set()  # the values that are the model's outputs
+        # module name -> the values of the ops in its own forward, one list per mode
+        self.outputs: dict[str, list[list[Value]]] = {}
+        self.unknown: set[str] = set()
         for mode in traced:
             self._read_graph(mode)
         if self.unknown:
@@ -44,7 +50,7 @@ class Network:
             warn(f"no rule for {names}: what reaches it is kept alive (see register_rule)")
         self.features.settle()
 
-    def bind(self, name, tensor):
+    def bind(self, name: str, tensor: torch.Tensor) -> Value:
         """The graph's value for a parameter or buffer; the same tensor under two names, or in two modes, is one value."""
         bound = self.bound.get(id(tensor))
         if bound is None:
@@ -55,13 +61,15 @@ class Network:
             bound.names.append(name)
         return bound.value
 
-    def _read_graph(self, mode):
-        values, storage, outputs = {}, {}, {}
+    def _read_graph(self, mode: Traced) -> None:
+        values: dict[torch.fx.Node, Any] = {}
+        storage: dict[torch.fx.Node, torch.fx.Node] = {}
+        outputs: dict[str, list[Value]] = {}
         calls = module_calls(mode.graph)
         order = {node: i for i, node in enumerate(mode.graph.nodes)}
         for node in mode.graph.nodes:
             if node.op == "placeholder":
-                name, tensor = mode.tensors.get(node.name, (None, None))
+                name, tensor = mode.tensors.get(node.name, ("", None))
                 values[node] = constant(node) if tensor is None else self.bind(name, tensor)
             elif node.op == "output":
                 for value in tree_values(node.args, values):
@@ -87,24 +95,32 @@ class Network:
         for module, made in outputs.items():
             self.outputs.setdefault(module, []).append(made)
 
-    def _read_op(self, op):
+    def _read_op(self, op: Op) -> Any:
         rule = rules.find(op)
         result = self._unknown(op) if rule is None else by_rule(rule, op)
         return op.fixed() if result is None else result
 
-    def _read_module(self, nodes, path, kind, values, mode):
+    def _read_module(
+        self, nodes: Sequence[torch.fx.Node], path: str, kind: str, values: dict[torch.fx.Node, Any], mode: Traced
+    ) -> None:
         op = ModuleOp(self, nodes, values, mode, path, kind)
         result = by_rule(MODULES[kind], op)
         values.update(dict.fromkeys(nodes))
         values.update(zip(op.out_nodes, result if isinstance(result, (list, tuple)) else [result], strict=True))
         self.ops.append(op)
 
-    def _unknown(self, op):
+    def _unknown(self, op: Op) -> Any:
         self.unknown.add(op.name)
         op.pin_all(f"reaches {op.label}, an op without a rule")
         return op.fixed()
 
-    def _follow_writes(self, op, values, storage, order):
+    def _follow_writes(
+        self,
+        op: Op,
+        values: dict[torch.fx.Node, Any],
+        storage: dict[torch.fx.Node, torch.fx.Node],
+        order: Mapping[torch.fx.Node, int],
+    ) -> None:
         """An in-place op: its output has the new values. Who reads them by an older name, or by a view, is not followed."""
         schema = getattr(op.target, "_schema", None)
         if schema is None:
@@ -129,7 +145,9 @@ class Network:
                             self.features.pin(axis, reason)
                     values[n] = constant(n)
 
-    def zeros(self, dead, supposed=None, held=False):
+    def zeros(
+        self, dead: Mapping[int, torch.Tensor], supposed: Mapping[Value, int] | None = None, held: bool = False
+    ) -> Zeros:
         """Where each value is exactly zero. ``dead``: {id(theta): bool mask}. Returns a :class:`Zeros`.
 
         supposed: {value: dimension} that are taken to be zero everywhere along it, to ask where a filter would help.
@@ -143,7 +161,7 @@ class Network:
         return state
 
 
-def by_rule(rule, op):
+def by_rule(rule: Callable[[Any], Any], op: Op) -> Any:
     """What the rule says; its faults name it and the op."""
     try:
         return rule(op)
@@ -155,19 +173,19 @@ def by_rule(rule, op):
         raise RuleError(f"the rule {getattr(rule, '__name__', rule)}{where} for {op.label}: {what}") from error
 
 
-def idle_ops(network, zeros):
+def idle_ops(network: Network, zeros: Zeros) -> set[Op]:
     """The ops of whose outputs nobody wants anything, because a closed gate or a dead layer is all that follows."""
-    users = {}
+    users: dict[Value, list[Op]] = {}
     for op in network.ops:
         for value in op.inputs:
             users.setdefault(value, []).append(op)
     idle = set()
     for op in reversed(network.ops):
 
-        def unwanted(value):
+        def unwanted(value: Value) -> bool:
             if value in network.returned:
                 return False
-            followers = users.get(value)
+            followers = users.get(value, [])
             return zeros.everywhere(value) or (bool(followers) and all(user in idle for user in followers))
 
         if op.results and all(unwanted(value) for value in op.results):
@@ -175,7 +193,7 @@ def idle_ops(network, zeros):
     return idle
 
 
-def held_zeros(bound):
+def held_zeros(bound: Bound) -> list[torch.Tensor | None]:
     """Per dimension, the positions at which the tensor holds nothing but zeros now."""
     nonzero = bound.tensor.detach() != 0
     others = [[k for k in range(nonzero.dim()) if k != d] for d in range(nonzero.dim())]
@@ -185,20 +203,20 @@ def held_zeros(bound):
     ]
 
 
-def constant(node):
+def constant(node: torch.fx.Node) -> Value:
     """The value of a model input or a constant: nothing of it can leave."""
     meta = node.meta.get("val")
     shape, dtype = (tuple(meta.shape), meta.dtype) if isinstance(meta, torch.Tensor) else ((), None)
     return Value(shape, dtype, None)
 
 
-def tree_values(args, values):
+def tree_values(args: Any, values: dict[torch.fx.Node, Any]) -> list[Value]:
     found = []
     torch.fx.node.map_arg(args, lambda node: found.append(values[node]))
     return flat(found)
 
 
-def flat(found):
+def flat(found: Iterable[Any]) -> list[Value]:
     """The values among these, those of ops with several results too."""
     found = [v for value in found for v in (value if isinstance(value, (list, tuple)) else [value])]
     return [value for value in found if isinstance(value, Value)]

@@ -1,7 +1,11 @@
 """The calls and plain numbers in a forward: ``if d > 8``, ``d ** -0.5`` or a slice's bounds must be right at other widths too."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from types import MethodWrapperType
+from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -20,25 +24,24 @@ class Numbers(TorchDispatchMode):
     small tensors hold counts too, which differs where one stage knows it and the other does not.
     """
 
-    def __init__(self, expected=None, values=True):
+    def __init__(self, expected: Numbers | None = None, values: bool = True) -> None:
         super().__init__()
         self.expected, self.values = expected, values
-        self.calls = []  # functions
-        self.found = []  # (op, numbers)
-        self.integers = []  # (op, shapes of its tensors, integers): equal shapes, equal integers
-        self.held = []  # (op, what its small tensors hold)
+        self.calls: list[Any] = []  # functions
+        self.found: list[tuple[Any, tuple[Any, ...]]] = []  # (op, numbers)
+        # (op, shapes of its tensors, integers): equal shapes, equal integers
+        self.integers: list[tuple[Any, list[tuple[int, ...]], list[int]]] = []
+        self.held: list[tuple[Any, list[str]]] = []  # (op, what its small tensors hold)
         self.inside = False  # of fused attention, which picks another kernel for other widths
         self.functions = Functions(self)
 
-    @classmethod
-    def supports_higher_order_operators(cls):
-        return True
+    supports_higher_order_operators = True
 
-    def __enter__(self):
+    def __enter__(self) -> Numbers:
         self.functions.__enter__()
         return super().__enter__()
 
-    def __exit__(self, *raised):
+    def __exit__(self, *raised: Any) -> None:
         super().__exit__(*raised)
         self.functions.__exit__(*raised)
         if any(raised) or self.expected is None:
@@ -50,43 +53,45 @@ class Numbers(TorchDispatchMode):
             func, numbers = self.expected.found[len(self.found)]
             raise ShrinkError(f"{name_of(func)} is not called with the numbers ({in_words(numbers)}) of full width")
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         if not self.inside and isinstance(func, torch._ops.OpOverload):
             self.note(func, numbers_of(func, args, kwargs or {}))
             self.note_integers(func, args, kwargs or {})
             self.note_values(func, args)
         return func(*args, **(kwargs or {}))
 
-    def other(self, kind, entry):
+    def other(self, kind: str, entry: Any) -> bool:
         """Note it; whether the expected one has something else at this place."""
         noted = getattr(self, kind)
         place = len(noted)
         noted.append(entry)
         return self.expected is not None and getattr(self.expected, kind)[place : place + 1] != [entry]
 
-    def note(self, func, numbers):
+    def note(self, func: Any, numbers: tuple[Any, ...]) -> None:
         if numbers and self.other("found", (func, numbers)):
             raise ShrinkError(f"{name_of(func)} is called with other numbers ({in_words(numbers)}) than at full width")
 
-    def note_integers(self, func, args, kwargs):
+    def note_integers(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
         if func not in PLACING:
             return
         leaves = pytree.tree_leaves((args, kwargs))
         shapes = [tuple(t.shape) for t in leaves if isinstance(t, torch.Tensor)]
         integers, place = [n for n in leaves if isinstance(n, int)], len(self.integers)
-        if self.other("integers", (func, shapes, integers)):
+        if self.other("integers", (func, shapes, integers)) and self.expected is not None:
             expected = self.expected.integers[place : place + 1]
             if expected and expected[0][:2] == (func, shapes):
                 raise ShrinkError(
                     f"{name_of(func)} is called with other integers ({in_words(integers)}) than at full width"
                 )
 
-    def note_values(self, func, args):
+    def note_values(self, func: Any, args: Sequence[Any]) -> None:
         values = [values_in(arg) for arg in args if is_small_and_real(arg)]
         if values and self.other("held", (func, values)) and self.values:
             raise ShrinkError(f"{name_of(func)} is called with other values ({in_words(values)}) than at full width")
 
-    def note_call(self, func):
+    def note_call(self, func: Any) -> None:
         if self.other("calls", func):
             raise ShrinkError(f"{name_of(func)} is called where it was not when the model was traced")
 
@@ -94,11 +99,13 @@ class Numbers(TorchDispatchMode):
 class Functions(TorchFunctionMode):
     """Notes what is called, what tensors are made from, and of a fused attention its own numbers, not its kernel's."""
 
-    def __init__(self, numbers):
+    def __init__(self, numbers: Numbers) -> None:
         super().__init__()
         self.numbers = numbers
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         kwargs = kwargs or {}
         if not isinstance(func, MethodWrapperType):  # the reading of an attribute, which fake tensors have of their own
             self.numbers.note_call(func)
@@ -131,14 +138,15 @@ COUNTING |= {aten.topk.default, aten.kthvalue.default}
 PLACING = {aten.constant_pad_nd.default, aten.roll.default, aten.select.int}
 
 
-def name_of(func):
+def name_of(func: Any) -> str:
     return str(func) if isinstance(func, torch._ops.OpOverload) else getattr(func, "__name__", str(func))
 
 
-def numbers_of(func, args, kwargs):
+def numbers_of(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Any, ...]:
     """Bounds as shares of the axis they cut, so that half stays half; else all that is no size."""
     if func is aten.slice.Tensor:
-        x, dim, start, end, step = [*args, *(0, None, None, 1)[len(args) - 1 :]]
+        given: list[Any] = [*args, *(0, None, None, 1)[len(args) - 1 :]]
+        x, dim, start, end, step = given
         size = x.shape[dim]
         start, end, step = slice(start, end, step).indices(size)
         whole = (start, end, step) == (0, size, 1)
@@ -152,17 +160,17 @@ def numbers_of(func, args, kwargs):
     return tuple(arg for arg in (*args, *kwargs.values()) if isinstance(arg, kinds))
 
 
-def values_in(tensor):
+def values_in(tensor: torch.Tensor) -> str:
     with _disable_current_modes():
         return str(tensor.tolist())  # text: a NaN is equal to itself
 
 
-def is_small_and_real(arg):
+def is_small_and_real(arg: Any) -> bool:
     """A tensor with a value, as a forward makes it from numbers by a constructor that no mode sees: ``torch.Tensor([d])``."""
     return (
         type(arg) is torch.Tensor and arg.device.type != "meta" and arg.layout is torch.strided and arg.numel() <= SMALL
     )
 
 
-def in_words(numbers):
+def in_words(numbers: Iterable[Any]) -> str:
     return ", ".join(str(number) for number in numbers)

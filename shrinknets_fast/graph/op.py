@@ -13,7 +13,9 @@ from .value import Read, RuleError, Step, Value, Zeros
 if TYPE_CHECKING:
     from .network import Network
 
+Axes = list[Axis | None]  # one for each dimension
 Masks = Sequence[torch.Tensor | None]
+Result = Value | list[Value]  # of an op: one value, or several
 
 
 class Op:
@@ -22,7 +24,9 @@ class Op:
     Every verb takes None for an axis of which no position can leave, and hands None on.
     """
 
-    def __init__(self, network: Network, node: torch.fx.Node, values: dict, mode: str, arguments: bool = True) -> None:
+    def __init__(
+        self, network: Network, node: torch.fx.Node, values: dict[torch.fx.Node, Any], mode: str, arguments: bool = True
+    ) -> None:
         self.network = network
         self.mode = mode
         self.node = node

@@ -4,12 +4,22 @@ Along a tensor's leading dimension a fill writes as many rows as are dead, a sli
 another dimension shrinks too, or the hub lies along an inner one, every byte moves either way.
 """
 
+from __future__ import annotations
+
 import math
 from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
 from ..ops.compact import fill
+
+if TYPE_CHECKING:
+    from .features import FeatureSpace, Fills
+    from .hub import Hub
+    from .network import Network
+    from .plan import TensorPlan
 
 # A fill gives up the order of the features, so it must save a fifth of the bytes that the hub's tensors move, and at least a
 # megabyte: below that a collection's fixed cost (tens of microseconds) is all there is to see.
@@ -17,13 +27,13 @@ WORTH_SHARE = 0.2
 WORTH_BYTES = 1 << 20
 
 
-def whole(ids, hub_ids):
+def whole(ids: torch.Tensor, hub_ids: torch.Tensor) -> int:
     """How many neighbouring positions each feature has, where the axis is the whole hub in its order; else 0."""
     count = len(ids) // max(len(hub_ids), 1)
     return count if count and torch.equal(ids, hub_ids.repeat_interleave(count)) else 0
 
 
-def find_movable(features, hubs):
+def find_movable(features: FeatureSpace, hubs: Sequence[Hub]) -> None:
     """Set ``hub.movable``: each axis with one of its features is the whole hub, and nothing depends on their order."""
     owner = torch.full((features.count,), -1, dtype=torch.int64)
     for number, hub in enumerate(hubs):
@@ -38,7 +48,7 @@ def find_movable(features, hubs):
                 hubs[number].movable = False
 
 
-def kept_positions(ids, gone, fills):
+def kept_positions(ids: torch.Tensor, gone: torch.Tensor, fills: Fills) -> torch.Tensor:
     """The positions of an axis that stay, in their new order. fills: [(hub ids, kept positions of the hub)]."""
     for hub_ids, kept in fills:
         if len(ids) and ids[0] == hub_ids[0]:
@@ -46,19 +56,23 @@ def kept_positions(ids, gone, fills):
     return torch.nonzero(~gone[ids]).flatten()
 
 
-def spread(kept, repeat):
+def spread(kept: torch.Tensor, repeat: int) -> torch.Tensor:
     """A hub's kept features as positions of an axis on which each has ``repeat`` neighbouring ones."""
     return (kept[:, None] * repeat + torch.arange(repeat)).flatten()
 
 
-def choose_fills(network, hubs, gone, tensors):
+def choose_fills(
+    network: Network, hubs: Sequence[Hub], gone: torch.Tensor, tensors: Iterable[TensorPlan]
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """[(hub ids, kept)] of the hubs worth a fill. tensors: the TensorPlans if all hubs slide."""
     shrinking = defaultdict(list)  # first feature of an axis that shrinks -> [(its ids, dim, TensorPlan)]
     for t in tensors:
         for dim in t.keep:
-            ids = network.bound[id(t.tensor)].value.axes[dim].ids
-            shrinking[int(ids[0])].append((ids, dim, t))
-    chosen, slides = [], {}
+            axis = network.bound[id(t.tensor)].value.axes[dim]
+            assert axis is not None  # it has features that leave
+            shrinking[int(axis.ids[0])].append((axis.ids, dim, t))
+    chosen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    slides: dict[int, int] = {}
     for hub in hubs:
         axes = shrinking[int(hub.ids[0])] if hub.movable and len(hub) else ()
         if not axes or sum(t.tensor.nbytes for _, _, t in axes) < WORTH_BYTES:  # more than all cannot be saved
@@ -67,7 +81,8 @@ def choose_fills(network, hubs, gone, tensors):
         if len(stays) in (0, len(hub)):
             continue
         kept = fill(stays, len(hub))
-        orders, fills = {}, {}
+        orders: dict[int, torch.Tensor] = {}
+        fills: dict[int, int] = {}
         slid = filled = 0
         for ids, dim, t in axes:
             repeat = whole(ids, hub.ids)
@@ -81,7 +96,7 @@ def choose_fills(network, hubs, gone, tensors):
     return chosen
 
 
-def moved_bytes(tensor, keep, known):
+def moved_bytes(tensor: torch.Tensor, keep: Mapping[int, torch.Tensor], known: dict[int, int]) -> int:
     """Bytes that a compaction of ``tensor`` to ``keep`` writes. known: a dict that remembers what was found out about lists."""
     shape = [len(keep[d]) if d in keep else n for d, n in enumerate(tensor.shape)]
     total = math.prod(shape) * tensor.element_size()
@@ -96,7 +111,7 @@ def moved_bytes(tensor, keep, known):
     return known[id(kept)] * (total // len(kept))
 
 
-def moved_rows(kept):
+def moved_rows(kept: torch.Tensor) -> int:
     """How many positions a compaction along the leading dimension writes: a slide from the first hole on, a fill the holes."""
     away = torch.nonzero(kept != torch.arange(len(kept))).flatten()
     slides = len(kept) < 2 or bool((kept[1:] > kept[:-1]).all())

@@ -1,9 +1,15 @@
 """Where a filter does good: the modules after which a dead feature would be zero for every reader."""
 
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
+from .network import Network
+from .value import Value
 from .verdict import judge
 
 LAYERS = ("aten.linear", "aten.conv", "aten.batch_norm")
@@ -13,24 +19,28 @@ LAYERS = ("aten.linear", "aten.conv", "aten.batch_norm")
 class Place:
     """Modules that get a filter along ``dim`` of their output, with ``size`` features. Several share one theta."""
 
-    modules: tuple
+    modules: tuple[str, ...]
     dim: int
     size: int
-    supposed: dict  # {output: dimension} that the filter can make zero
+    supposed: dict[Value, int]  # {output: dimension} that the filter can make zero
 
 
 @dataclass(frozen=True)
 class Candidate:
     module: str
     dim: int
-    outputs: tuple  # one value per mode
+    outputs: tuple[Value, ...]  # one value per mode
 
     @property
-    def ids(self):
-        return self.outputs[0].axes[self.dim].ids
+    def ids(self) -> torch.Tensor:
+        axis = self.outputs[0].axes[self.dim]
+        assert axis is not None  # else it is no candidate
+        return axis.ids
 
 
-def candidates(network, modules, feature_dim):
+def candidates(
+    network: Network, modules: Mapping[str, nn.Module], feature_dim: Callable[[nn.Module, Value], int | None]
+) -> Iterator[Candidate]:
     """Modules that are called once, in the order of the forward, with features along one dimension of their output.
 
     modules: {name: module} to consider; feature_dim(module, output) names the dimension, or None.
@@ -51,13 +61,14 @@ def candidates(network, modules, feature_dim):
             yield Candidate(name, dim, outputs)
 
 
-def find_places(network, found, covered, tied):
+def find_places(network: Network, found: Iterable[Candidate], covered: torch.Tensor, tied: bool) -> list[Place]:
     """The :class:`Place` s for filters among the candidates ``found``.
 
     covered: mask over features that have a filter already. tied: also where only several modules together can make a feature
     zero, as the writers of a residual trunk: they share one theta.
     """
-    places, left = [], {}
+    places: list[Place] = []
+    left: dict[tuple[int, ...], list[Candidate]] = {}
     for candidate in found:
         if bool(covered[candidate.ids].any()):
             continue
@@ -78,15 +89,15 @@ def find_places(network, found, covered, tied):
     return places
 
 
-def place_of(writers):
+def place_of(writers: Sequence[Candidate]) -> Place:
     return Place(tuple(w.module for w in writers), writers[0].dim, len(writers[0].ids), supposed_zero(writers))
 
 
-def supposed_zero(writers):
+def supposed_zero(writers: Sequence[Candidate]) -> dict[Value, int]:
     return {value: writer.dim for writer in writers for value in writer.outputs}
 
 
-def works(network, writers):
+def works(network: Network, writers: Sequence[Candidate]) -> bool:
     """Whether every feature could leave if these modules' outputs were zero there."""
     if not writers:
         return False

@@ -1,12 +1,19 @@
 """The plan of one collection: which features leave which hub, and what that makes of every tensor. Changes nothing."""
 
+from __future__ import annotations
+
 import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
 import torch
 
-from .hub import first_positions
+from .features import Fills
+from .hub import Hub, first_positions
+from .network import Network
 from .order import choose_fills, kept_positions
+from .value import Read
 from .verdict import judge
 
 
@@ -24,7 +31,7 @@ class HubPlan:
     blocked: str
 
     @property
-    def removed(self):
+    def removed(self) -> int:
         return self.total - len(self.kept)
 
 
@@ -34,10 +41,10 @@ class TensorPlan:
 
     name: str
     tensor: torch.Tensor
-    keep: dict
+    keep: dict[int, torch.Tensor]
 
     @property
-    def shape(self):
+    def shape(self) -> tuple[int, ...]:
         return tuple(len(self.keep[d]) if d in self.keep else n for d, n in enumerate(self.tensor.shape))
 
 
@@ -49,32 +56,32 @@ class Plan:
     ``fills``: (features, kept) of the hubs whose order changes.
     """
 
-    hubs: tuple
-    tensors: tuple
+    hubs: tuple[HubPlan, ...]
+    tensors: tuple[TensorPlan, ...]
     gone: torch.Tensor
-    padded: tuple
-    fills: tuple = ()
-    branches: tuple = ()
+    padded: tuple[str, ...]
+    fills: Fills = ()
+    branches: tuple[str, ...] = ()
 
-    def __bool__(self):
+    def __bool__(self) -> bool:
         return bool(self.tensors)
 
     @property
-    def removed(self):
+    def removed(self) -> dict[str, int]:
         """{hub name: number of features that leave}, hubs that lose some only."""
         return {hub.name: hub.removed for hub in self.hubs if hub.removed}
 
     @property
-    def widths(self):
+    def widths(self) -> str:
         """The new sizes in words, for messages."""
         return ", ".join(f"{hub.name}={len(hub.kept)}" for hub in self.hubs if hub.removed)
 
     @property
-    def bytes_freed(self):
+    def bytes_freed(self) -> int:
         return sum((t.tensor.numel() - math.prod(t.shape)) * t.tensor.element_size() for t in self.tensors)
 
-    def __str__(self):
-        rows = [("hub", "features", "dead", "removed", "left", "note")]
+    def __str__(self) -> str:
+        rows: list[tuple[object, ...]] = [("hub", "features", "dead", "removed", "left", "note")]
         for hub in self.hubs:
             rows.append((hub.name, hub.total, hub.dead, hub.removed, len(hub.kept), hub.blocked))
         widths = [max(len(str(row[i])) for row in rows) for i in range(5)]
@@ -83,7 +90,25 @@ class Plan:
         return "\n".join([*lines, f"{len(self.tensors)} tensors change, {self.bytes_freed} bytes are freed"])
 
 
-def make_plan(network, hubs, dead, *, align=1, removal=1.0, generator=None, forgiven=None):
+class Options(TypedDict, total=False):
+    """Of :func:`make_plan`."""
+
+    align: int
+    removal: float
+    generator: torch.Generator | None
+    forgiven: Callable[[Read], torch.Tensor] | None
+
+
+def make_plan(
+    network: Network,
+    hubs: Sequence[Hub],
+    dead: Mapping[int, torch.Tensor],
+    *,
+    align: int = 1,
+    removal: float = 1.0,
+    generator: torch.Generator | None = None,
+    forgiven: Callable[[Read], torch.Tensor] | None = None,
+) -> Plan:
     """Decide what leaves. dead: {id(theta): bool mask}; align, removal: see the collector; forgiven: see :func:`judge`."""
     verdict = judge(network, dead, forgiven=forgiven)
     died = dead_features(network, dead)
@@ -109,7 +134,7 @@ def make_plan(network, hubs, dead, *, align=1, removal=1.0, generator=None, forg
     return Plan(tuple(hub_plans), tensors, gone, tuple(padded), fills)
 
 
-def dead_features(network, dead):
+def dead_features(network: Network, dead: Mapping[int, torch.Tensor]) -> torch.Tensor:
     """Mask over features: dead in some filter."""
     died = torch.zeros(network.features.count, dtype=torch.bool)
     for key, mask in dead.items():
@@ -119,7 +144,7 @@ def dead_features(network, dead):
     return died
 
 
-def choose(leave, align, removal, generator):
+def choose(leave: torch.Tensor, align: int, removal: float, generator: torch.Generator | None) -> torch.Tensor:
     """Of the features that may leave, those that do: a random share, and never so many that the size breaks ``align``."""
     total, dead = len(leave), int(leave.sum())
     wanted = math.ceil(dead * removal)
@@ -136,7 +161,7 @@ def choose(leave, align, removal, generator):
     return chosen
 
 
-def tensor_plans(network, gone, fills=()):
+def tensor_plans(network: Network, gone: torch.Tensor, fills: Fills = ()) -> Iterator[TensorPlan]:
     """Tensors whose axes are alike share their kept positions, so that these are looked at once."""
     known = {}
     for bound in network.bound.values():

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Unpack
 
 import torch
+from torch import nn
 from torch.utils import _pytree as pytree
 
 from ..checks import check_gradients
@@ -13,15 +16,16 @@ from ..filters import leave_fast_paths, named_filters
 from ..watch import Watch
 from .hub import Hub, find_hubs
 from .network import Network
-from .plan import Plan, make_plan, tensor_plans
+from .plan import Options, Plan, make_plan, tensor_plans
 from .rehearse import Rehearsal
 from .trace import lookup, trace
 from .verdict import judge
 
-_examples = weakref.WeakKeyDictionary()  # model -> (args, kwargs) as fake tensors
+Example = tuple[tuple[Any, ...], dict[str, Any]]  # args, kwargs
+_examples: weakref.WeakKeyDictionary[nn.Module, Example] = weakref.WeakKeyDictionary()  # fake tensors
 
 
-def example_of(model):
+def example_of(model: nn.Module) -> Example | None:
     """Example inputs (args, kwargs) of zeros, as the last collector for ``model`` was given them, or None."""
     example = _examples.get(model)
     return pytree.tree_map_only(torch.Tensor, lambda t: torch.zeros(t.shape, dtype=t.dtype, device=t.device), example)
@@ -34,7 +38,13 @@ class Reading:
     A model whose modules change is read anew. copies(name, theta): thetas that must be dead too.
     """
 
-    def __init__(self, model, args, kwargs, copies=lambda name, theta: ()) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        copies: Callable[[str, torch.Tensor], Iterable[torch.Tensor]] = lambda name, theta: (),
+    ) -> None:
         leave_fast_paths(model)
         self.model = model
         self.filters = {id(m.theta): (name, m.theta) for name, m in reversed(named_filters(model).items())}
@@ -46,7 +56,7 @@ class Reading:
         self.rehearsal.set_stage(model)  # now, or the first collection would have to
         _examples[model] = self.rehearsal.inputs
 
-    def plan(self, dead, **options) -> Plan:
+    def plan(self, dead: Mapping[int, torch.Tensor], **options: Unpack[Options]) -> Plan:
         """What leaves of the features in ``dead``, {id(theta): mask}; options: see :func:`make_plan`."""
         return make_plan(self.network, self.hubs, dead, **options)
 
@@ -108,7 +118,9 @@ class Reading:
         self.rehearsal.sizes.sync(self.model)
 
 
-def read(model, args, kwargs, theta_names):
+def read(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], theta_names: Mapping[int, str]
+) -> tuple[Network, list[Hub], Rehearsal]:
     """(network, hubs, rehearsal) with every doubt about the user's code resolved by a trial.
 
     theta_names: {id(theta): the filter's dotted name}.
@@ -116,7 +128,7 @@ def read(model, args, kwargs, theta_names):
     network = Network(trace(model, args, kwargs))
     hubs = find_hubs(network, theta_names)
     rehearsal = Rehearsal(model, args, kwargs)
-    tried = {}  # feature -> why the model does not survive its removal, or None
+    tried: dict[int, str | None] = {}  # feature -> why the model does not survive its removal, or None
     free = could_leave(network, theta_names)
     for axis, _ in network.features.doubts:
         for hub in hubs:
@@ -126,12 +138,12 @@ def read(model, args, kwargs, theta_names):
             first = int(ids[0])
             if first not in tried:
                 tried[first] = failure(model, network, rehearsal, ids[:1], "one feature less")
-            if tried[first] is not None:
-                network.features.pin(network.features.axis(ids), tried[first])
+            if (why := tried[first]) is not None:
+                network.features.pin(network.features.axis(ids), why)
     return network, hubs, rehearsal
 
 
-def could_leave(network, theta_names):
+def could_leave(network: Network, theta_names: Mapping[int, str]) -> torch.Tensor:
     """Mask over features: those worth a trial. Without filters, as when some are to be added, all that nothing pins."""
     everything = {
         key: torch.ones(b.tensor.numel(), dtype=torch.bool) for key, b in network.bound.items() if key in theta_names
@@ -144,7 +156,7 @@ def could_leave(network, theta_names):
     return free
 
 
-def failure(model, network, rehearsal, ids, at):
+def failure(model: nn.Module, network: Network, rehearsal: Rehearsal, ids: torch.Tensor, at: str) -> str | None:
     """The error if a fake copy without these features does not run, or does not do the same; else None."""
     gone = torch.zeros(network.features.count, dtype=torch.bool)
     gone[ids] = True

@@ -1,6 +1,12 @@
 """The model's real forward on a copy without memory at the planned widths: a width baked into the user's code shows up here."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
 import torch
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
@@ -14,25 +20,32 @@ from .results import tensors_in
 from .shapes import Shapes
 from .trace import mode_of
 
+if TYPE_CHECKING:
+    from .plan import TensorPlan
+
 
 class Stage:
     """Where a forward is tried: ``mode`` is on, and the tensors have no memory."""
 
-    def __enter__(self):
+    mode: FakeTensorMode | Shapes
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def __enter__(self) -> None:
         self.mode.__enter__()
 
-    def __exit__(self, *raised):
+    def __exit__(self, *raised: Any) -> None:
         self.mode.__exit__(*raised)
 
 
 class Fake(Stage):
     """Fake tensors: whatever runs on the device runs here."""
 
-    def __init__(self, args, kwargs):
+    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         self.args, self.kwargs = pytree.tree_map_only(torch.Tensor, self.mode.from_tensor, (args, kwargs))
 
-    def twin(self, tensor, shape):
+    def twin(self, tensor: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
         return torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
 
 
@@ -41,34 +54,36 @@ class Meta(Stage):
     But they have no device, and do not mix with tensors that the forward makes elsewhere.
     """
 
-    def __init__(self, fake):
+    def __init__(self, fake: Fake) -> None:
         self.mode = Shapes()
         self.args, self.kwargs = pytree.tree_map_only(torch.Tensor, self.bare, (fake.args, fake.kwargs))
 
     @staticmethod
-    def bare(tensor):
+    def bare(tensor: torch.Tensor) -> torch.Tensor:
         return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
 
-    def twin(self, tensor, shape):
+    def twin(self, tensor: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
         return torch.empty(shape, dtype=tensor.dtype, device="meta")
 
 
 class Rehearsal:
     """The example inputs, without memory, and the output shapes and numbers that each mode must keep."""
 
-    def __init__(self, model, args, kwargs):
-        self.stage = self.fake = Fake(args, kwargs)
+    def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.fake = Fake(args, kwargs)
+        self.stage: Fake | Meta = self.fake
         self.sizes = Sizes(model)
-        self.shapes = None
-        self.numbers, self.noted_on = {}, None  # mode -> the Numbers at full width, and the stage they were noted on
-        self.seen = {}  # mode -> the Numbers of the last run
+        self.shapes: dict[str, list[tuple[int, ...]]] | None = None
+        self.numbers: dict[str, Numbers] = {}  # mode -> those at full width
+        self.noted_on: Stage | None = None  # the stage they were noted on
+        self.seen: dict[str, Numbers] = {}  # mode -> the Numbers of the last run
 
     @property
-    def inputs(self):
+    def inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """(args, kwargs), fake."""
         return self.fake.args, self.fake.kwargs
 
-    def run(self, model, tensors, at):
+    def run(self, model: nn.Module, tensors: Iterable[TensorPlan], at: str) -> None:
         """Raise if the model cannot run with these :class:`TensorPlan` s, or gives another shape than before.
 
         A forward with a schedule or a cache may do something else today, at any width: what fails is tried against that.
@@ -79,13 +94,14 @@ class Rehearsal:
             self.shapes, self.numbers, self.stage = None, {}, self.fake
             self.try_once(model, tensors, at)
 
-    def try_once(self, model, tensors, at):
+    def try_once(self, model: nn.Module, tensors: Iterable[TensorPlan], at: str) -> None:
         """The same against what the forward did when it was last played at full width."""
         self.set_stage(model)
         try:
             shapes = self.output_shapes(model, {id(t.tensor): t.shape for t in tensors})
         except Exception as error:
             raise ShrinkError(f"{type(model).__name__} cannot run at {at}: {shortened(error)}{blame(error)}") from error
+        assert self.shapes is not None  # the stage is set
         for mode, before in self.shapes.items():
             if shapes[mode] != before:
                 raise ShrinkError(
@@ -93,7 +109,7 @@ class Rehearsal:
                     "its forward depends on a width that is written into the code"
                 )
 
-    def set_stage(self, model):
+    def set_stage(self, model: nn.Module) -> None:
         """Play at full width, once. Meta tensors do where the forward makes the same calls with them, to the same effect."""
         if self.shapes is not None:
             return
@@ -113,7 +129,9 @@ class Rehearsal:
             self.stage = self.fake
         self.seen = {}  # what a later trial notes, up to where it fails, is not what is expected of the next
 
-    def output_shapes(self, model, resized=None):
+    def output_shapes(
+        self, model: nn.Module, resized: Mapping[int, Sequence[int]] | None = None
+    ) -> dict[str, list[tuple[int, ...]]]:
         """{mode: output shapes} of a copy of ``model`` whose tensors have the shapes ``resized`` ({id: shape})."""
         with self.stage:
             twins = self.twins(model, resized or {})
@@ -129,7 +147,7 @@ class Rehearsal:
                 shapes[mode] = [tuple(t.shape) for t in tensors_in(output)]
         return shapes
 
-    def twins(self, model, resized):
+    def twins(self, model: nn.Module, resized: Mapping[int, Sequence[int]]) -> dict[int, torch.Tensor]:
         """{id: twin} of all parameters and buffers: the copy takes no memory."""
         twins = {}
         for tensor in (*model.parameters(), *model.buffers()):

@@ -1,17 +1,21 @@
 """The tensors in whatever a model returns: nested lists, dicts, named tuples, dataclasses, objects with attributes."""
 
+from __future__ import annotations
+
 import contextlib
 import enum
 import numbers
-from collections.abc import Mapping, Set
+from collections.abc import Iterator, Mapping, Set
+from typing import Any
 
 import torch
+from torch import nn
 from torch.utils import _pytree as pytree
 
 from ..errors import ShrinkError
 
 
-def tensors_in(output):
+def tensors_in(output: Any) -> list[torch.Tensor]:
     """All tensors of ``output``, in order. What torch's pytree does not know is a leaf to it; this looks inside.
 
     Raises ShrinkError for an object that may hide tensors: what it hides would be no output, and could shrink.
@@ -28,7 +32,7 @@ def tensors_in(output):
 PLAIN = (numbers.Number, str, bytes, enum.Enum, type, torch.dtype, torch.device, torch.Size)
 
 
-def inside(leaf):
+def inside(leaf: Any) -> list[Any]:
     if isinstance(leaf, Mapping):
         return list(leaf.values())
     if isinstance(leaf, Set):
@@ -42,7 +46,7 @@ def inside(leaf):
 
 
 @contextlib.contextmanager
-def returning_tensors(model):
+def returning_tensors(model: nn.Module) -> Iterator[None]:
     """Inside, ``model`` returns the tuple of its tensors, which torch.export always understands."""
     handle = model.register_forward_hook(lambda module, args, output: tuple(tensors_in(output)))
     try:

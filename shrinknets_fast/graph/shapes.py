@@ -1,5 +1,10 @@
 """Quick results on meta tensors for the ops whose own kernel for them is Python that takes up to a millisecond."""
 
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -13,16 +18,16 @@ IN_PLACE = {getattr(aten, name).default for name in ("relu_", "silu_", "hardtanh
 class Shapes(TorchDispatchMode):
     """Answers the common case of a common op (dense, one dtype, sizes that fit); torch answers, or refuses, the rest."""
 
-    @classmethod
-    def supports_higher_order_operators(cls):
-        return True
+    supports_higher_order_operators = True
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         result = quick(func, args) if not kwargs else None
         return func(*args, **(kwargs or {})) if result is None else result
 
 
-def quick(func, args):
+def quick(func: Any, args: Sequence[Any]) -> Any:
     """The result of ``func(*args)``, or None for what torch must see."""
     if func in IN_PLACE:
         return args[0] if plain(args[0]) else None
@@ -32,31 +37,44 @@ def quick(func, args):
     return rule(*args) if rule else None
 
 
-def plain(*tensors):
+def plain(*tensors: torch.Tensor | None) -> bool:
     """Whether these are floating-point meta tensors of one dtype, without gaps or subclass; None is left out."""
     first = tensors[0]
-    return all(
-        t is None
-        or type(t) in (torch.Tensor, torch.nn.Parameter)
-        and t.is_meta
-        and t.dtype == first.dtype
-        and t.is_contiguous()
-        for t in tensors
-    ) and torch.is_floating_point(first)
+    return (
+        first is not None
+        and all(
+            t is None
+            or type(t) in (torch.Tensor, torch.nn.Parameter)
+            and t.is_meta
+            and t.dtype == first.dtype
+            and t.is_contiguous()
+            for t in tensors
+        )
+        and torch.is_floating_point(first)
+    )
 
 
-def vectors(size, *tensors):
+def vectors(size: Sequence[int], *tensors: torch.Tensor | None) -> bool:
     return all(t is None or tuple(t.shape) == tuple(size) for t in tensors)
 
 
-def addmm(bias, x, weight):
+def addmm(bias: torch.Tensor | None, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor | None:
     if plain(bias, x) and x.dim() == 2 and weight.dtype == x.dtype and weight.dim() == 2:
         if x.shape[1] == weight.shape[0] and vectors(weight.shape[1:], bias):
             return x.new_empty(x.shape[0], weight.shape[1])
     return None
 
 
-def batch_norm(x, weight, bias, mean, var, training, momentum, eps):
+def batch_norm(
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    mean: torch.Tensor | None,
+    var: torch.Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> tuple[torch.Tensor, ...] | None:
     channels = x.shape[1:2]
     if plain(x, weight, bias, mean, var) and x.dim() > 1 and vectors(channels, weight, bias, mean, var):
         saved = channels if training else (0,)
@@ -64,7 +82,9 @@ def batch_norm(x, weight, bias, mean, var, training, momentum, eps):
     return None
 
 
-def layer_norm(x, size, weight, bias, eps):
+def layer_norm(
+    x: torch.Tensor, size: Sequence[int], weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float
+) -> tuple[torch.Tensor, ...] | None:
     lead = x.dim() - len(size)
     if plain(x, weight, bias) and lead >= 0 and vectors(size, x[(0,) * lead], weight, bias):
         saved = (*x.shape[:lead], *[1] * len(size))
@@ -72,7 +92,7 @@ def layer_norm(x, size, weight, bias, eps):
     return None
 
 
-RULES = {
+RULES: dict[Any, Callable[..., Any]] = {
     aten.addmm.default: addmm,
     aten.native_batch_norm.default: batch_norm,
     aten.native_layer_norm.default: layer_norm,

@@ -1,9 +1,13 @@
 """From a model to ATen graphs, one for training mode and one for evaluation mode, with every tensor's name."""
 
+from __future__ import annotations
+
 import contextlib
 import inspect
 import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,6 +19,8 @@ from .draws import same_draws
 from .modules import copied
 from .results import returning_tensors
 
+Inputs = torch.Tensor | Sequence[Any]  # what a model's forward takes: one tensor, or its arguments
+
 
 @dataclass(frozen=True)
 class Traced:
@@ -22,11 +28,11 @@ class Traced:
 
     mode: str
     graph: torch.fx.Graph
-    tensors: dict
+    tensors: dict[str, tuple[str, torch.Tensor | None]]
 
 
 @contextlib.contextmanager
-def mode_of(model, training):
+def mode_of(model: nn.Module, training: bool) -> Iterator[None]:
     """All modules in one mode, and each back in its own afterwards.
 
     A batch norm's cumulative average (``momentum=None``) reads a counter, which no trace can do; any number stands in for it.
@@ -35,17 +41,19 @@ def mode_of(model, training):
     cumulative = [m for m in model.modules() if isinstance(m, _NormBase) and m.momentum is None]
     try:
         model.train(training)
-        for module in cumulative:
-            module.momentum = 0.1
+        for norm in cumulative:
+            norm.momentum = 0.1
         yield
     finally:
-        for module in cumulative:
-            module.momentum = None
+        for norm in cumulative:
+            norm.momentum = None
         for module, flag in before:
             module.training = flag
 
 
-def checked_inputs(model, example_inputs, example_kwargs):
+def checked_inputs(
+    model: nn.Module, example_inputs: Inputs, example_kwargs: Mapping[str, Any] | None
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """(args, kwargs) to call the model with, or an error that shows what its forward expects."""
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         raise ShrinkError(f"model is a {type(model).__name__}, expected the module inside it: model.module")
@@ -64,7 +72,7 @@ def checked_inputs(model, example_inputs, example_kwargs):
     return args, kwargs
 
 
-def lookup(model, name):
+def lookup(model: nn.Module, name: str) -> torch.Tensor | None:
     """The parameter or buffer with this dotted name, or None."""
     path, _, leaf = name.rpartition(".")
     try:
@@ -74,12 +82,12 @@ def lookup(model, name):
     return module._parameters.get(leaf, module._buffers.get(leaf))  # an attribute may be computed when it is read
 
 
-def is_sharded(tensor):
+def is_sharded(tensor: torch.Tensor) -> bool:
     sharding = sys.modules.get("torch.distributed.tensor")  # 0.7 s to import, and not in every build
     return sharding is not None and isinstance(tensor, sharding.DTensor)
 
 
-def trace(model, args, kwargs):
+def trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Traced]:
     """Both modes of ``model`` as ATen graphs. Nothing is run on real data and nothing of the model changes.
 
     A copy is traced, with the model's own tensors: what a forward keeps for later would be the trace's fake tensors.

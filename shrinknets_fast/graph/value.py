@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,11 +27,17 @@ class Value:
 
     __slots__ = ("axes", "dtype", "shape", "tensor")
 
-    def __init__(self, shape, dtype, tensor: torch.Tensor | None, axes: Iterable[Axis | None] | None = None) -> None:
+    def __init__(
+        self,
+        shape: Sequence[Any],
+        dtype: torch.dtype | None,
+        tensor: torch.Tensor | None,
+        axes: Iterable[Axis | None] | None = None,
+    ) -> None:
         self.shape = tuple(checked_size(size) for size in shape)
         self.dtype = dtype
         self.tensor = tensor
-        self.axes = list(axes) if axes is not None else [None] * len(self.shape)
+        self.axes: list[Axis | None] = list(axes) if axes is not None else [None] * len(self.shape)
 
     @property
     def ndim(self) -> int:
@@ -51,7 +57,7 @@ class Value:
         return [self.axis(dim, features) for dim in range(self.ndim)]
 
 
-def checked_size(size) -> int:
+def checked_size(size: Any) -> int:
     try:
         return int(size)
     except Exception as error:  # torch's is a page of advice for its own developers
@@ -69,6 +75,12 @@ class Read:
     dim: int
     op: Op
 
+    @property
+    def axis(self) -> Axis:
+        axis = self.value.axes[self.dim]
+        assert axis is not None  # there is no Read of any other
+        return axis
+
 
 @dataclass(frozen=True)
 class Step:
@@ -81,7 +93,7 @@ class Step:
 class Zeros:
     """For each value and dimension: which positions hold nothing but zeros. None means that none is known to."""
 
-    def __init__(self, count: int, dead: dict[int, torch.Tensor], supposed: dict[Value, int]) -> None:
+    def __init__(self, count: int, dead: Mapping[int, torch.Tensor], supposed: Mapping[Value, int]) -> None:
         self.count = count
         self._dead = dead
         self._supposed = supposed

@@ -1,10 +1,14 @@
 """What is dead: zeros forward, demand backward."""
 
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 
-from .network import idle_ops
+from .network import Network, idle_ops
+from .value import Read, Value
 
 
 @dataclass(frozen=True)
@@ -13,10 +17,16 @@ class Verdict:
 
     removable: torch.Tensor
     blame: torch.Tensor
-    reasons: tuple
+    reasons: tuple[str, ...]
 
 
-def judge(network, dead, supposed=None, idle_too=True, forgiven=None):
+def judge(
+    network: Network,
+    dead: Mapping[int, torch.Tensor],
+    supposed: Mapping[Value, int] | None = None,
+    idle_too: bool = True,
+    forgiven: Callable[[Read], torch.Tensor] | None = None,
+) -> Verdict:
     """A feature may leave when every reader sees a zero or is idle, and nothing needs it for another reason.
 
     dead: {id(theta): bool mask}; supposed: see :meth:`Network.zeros`; idle_too: whether what a
@@ -26,7 +36,7 @@ def judge(network, dead, supposed=None, idle_too=True, forgiven=None):
     zeros = network.zeros(dead, supposed)
     blame = torch.full((count,), -1, dtype=torch.int64)
     read = torch.zeros(count, dtype=torch.bool)
-    reasons = []
+    reasons: list[str] = []
     for axis, reason in network.features.pins:
         note(blame, axis.ids, len(reasons))
         reasons.append(reason)
@@ -35,7 +45,7 @@ def judge(network, dead, supposed=None, idle_too=True, forgiven=None):
         idle_ops(network, zeros) if idle_too and any(len(mask) and bool(mask.all()) for mask in dead.values()) else ()
     )
     for entry in network.reads:
-        ids = entry.value.axes[entry.dim].ids
+        ids = entry.axis.ids
         zero = zeros(entry.value, entry.dim)
         read[ids] = True
         if entry.op not in idle:
@@ -45,7 +55,7 @@ def judge(network, dead, supposed=None, idle_too=True, forgiven=None):
     return Verdict(read & (blame < 0), blame, tuple(reasons))
 
 
-def note(blame, ids, index):
+def note(blame: torch.Tensor, ids: torch.Tensor, index: int) -> None:
     """Write down the first reason only."""
     free = ids[blame[ids] < 0]
     blame[free] = index

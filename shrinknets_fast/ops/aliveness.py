@@ -5,6 +5,9 @@ thetas: vectors (float64, float32, float16 or bfloat16); group: their groups, as
 each group two int64, how many features are dead and how many thetas are not finite, then the masks of all groups, a byte each.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -15,7 +18,7 @@ _aliveness = torch.ops.shrinknets_fast.aliveness
 
 
 @torch.library.register_fake("shrinknets_fast::aliveness")
-def _(thetas, group):
+def _(thetas: Sequence[torch.Tensor], group: Sequence[int]) -> torch.Tensor:
     torch._check(
         len(thetas) == len(group), lambda: f"aliveness: group has {len(group)} entries, expected {len(thetas)}"
     )
@@ -36,17 +39,17 @@ def _(thetas, group):
 
 
 @torch.no_grad()
-def aliveness(groups):
+def aliveness(groups: Sequence[Sequence[torch.Tensor]]) -> torch.Tensor:
     """groups: lists of thetas, all on one device, at least one."""
     thetas = [theta if theta.is_contiguous() else theta.contiguous() for group in groups for theta in group]
     return _aliveness(thetas, [number for number, group in enumerate(groups) for _ in group])
 
 
-def counts_in(seen, groups):
+def counts_in(seen: torch.Tensor, groups: int) -> list[int]:
     """[dead, not finite, dead, ...] of each group in what :func:`aliveness` gave, as numbers."""
     return seen[: 16 * groups].view(torch.int64).tolist()
 
 
-def masks_in(seen, sizes):
+def masks_in(seen: torch.Tensor, sizes: Sequence[int]) -> tuple[torch.Tensor, ...]:
     """[bool mask of each group] in what :func:`aliveness` gave, as views."""
     return seen[16 * len(sizes) :].view(torch.bool).split(sizes)

@@ -1,11 +1,15 @@
 """How an ``autograd.Function`` is called: 16 us less on the host, both passes, than its own ``apply`` takes."""
 
+from __future__ import annotations
+
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
 
-def eager():
+def eager() -> bool:
     """Neither ``torch.compile`` nor ``torch.export`` nor a transform of ``torch.func`` nor a mode for functions is looking."""
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return False
@@ -18,26 +22,26 @@ class Refusal(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(count, *tensors):
+    def forward(count: int, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return tuple(t.view_as(t) for t in tensors[:count])
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         pass
 
     @staticmethod
-    def backward(ctx, *gradients):
+    def backward(ctx: Any, *gradients: Any) -> Any:
         raise RuntimeError("a filtered layer's gradient is not differentiable itself (once_differentiable)")
 
 
-def once(backward):
+def once(backward: Callable[..., Any]) -> Callable[..., Any]:
     """A backward whose results refuse to be differentiated, whatever they depend on: the upstream gradient or what was saved.
 
     torch's own ``once_differentiable`` refuses only where the upstream gradient requires one: a gradient penalty would be wrong.
     """
 
     @functools.wraps(backward)
-    def refusing(ctx, *gradients):
+    def refusing(ctx: Any, *gradients: Any) -> Any:
         with torch.no_grad():
             results = backward(ctx, *gradients)
         if not torch.is_grad_enabled():
@@ -50,23 +54,23 @@ def once(backward):
     return refusing
 
 
-def direct(function):
+def direct(function: Any) -> Any:
     """``function``, whose backward is wrapped by :func:`once`, without what only ``create_graph`` needs: 2 us."""
 
-    def backward(ctx, *gradients):
+    def backward(ctx: Any, *gradients: Any) -> Any:
         return (function.backward if torch.is_grad_enabled() else function.backward.__wrapped__)(ctx, *gradients)
 
     methods = {"forward": staticmethod(function.forward), "backward": staticmethod(backward)}
     return type(function.__name__, (torch.autograd.Function,), methods)
 
 
-def applied(function):
+def applied(function: Any) -> Callable[..., Any]:
     """A call of ``function``, written with ``setup_context``, without the binding of a signature at each call: 14 us.
 
     ``torch.func``'s transforms, ``torch.compile`` and ``torch.export`` get ``function`` itself.
     """
 
-    def forward(ctx, *inputs):
+    def forward(ctx: Any, *inputs: Any) -> Any:
         output = function.forward(*inputs)
         function.setup_context(ctx, inputs, output)
         return output

@@ -3,6 +3,9 @@
 ``theta[k] = 0`` and ``state[k] = 0`` where ``theta[k] <= 0``, for all thetas of a device in one launch. A NaN is not dead.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 import torch
@@ -13,7 +16,7 @@ _bury_ = torch.ops.shrinknets_fast.bury_
 
 
 @torch.library.register_fake("shrinknets_fast::bury_")
-def _(thetas, state, owner):
+def _(thetas: Sequence[torch.Tensor], state: Sequence[torch.Tensor], owner: Sequence[int]) -> None:
     torch._check(len(state) == len(owner), lambda: f"bury_: owner has {len(owner)} entries, expected {len(state)}")
     for i, theta in enumerate(thetas):
         check_theta("bury_", f"thetas[{i}]", theta, thetas[0])
@@ -25,9 +28,9 @@ def _(thetas, state, owner):
 
 
 @torch.no_grad()
-def bury_(thetas):
+def bury_(thetas: Iterable[tuple[torch.Tensor, Sequence[torch.Tensor]]]) -> None:
     """thetas: [(theta, [tensors of its shape])]. Version counters go up, so that a graph that saved one of them raises."""
-    devices = {}
+    devices: dict[torch.device, list[tuple[torch.Tensor, Sequence[torch.Tensor]]]] = {}
     for theta, state in thetas:
         if not all(t.is_contiguous() and t.dtype in COMPUTED and t.device == theta.device for t in (theta, *state)):
             for value in (*state, theta):  # an optimizer's own choice, such as 8-bit state

@@ -13,6 +13,10 @@ On the CPU all cores work on all tensors of a call at once; on CUDA a device's t
 sliding (Gomez-Luna et al., ICPP 2015), with the waits corrected: see csrc/tiles.h.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
 import torch
 
 from ..errors import ShrinkError
@@ -21,11 +25,17 @@ _compact_ = torch.ops.shrinknets_fast.compact_
 
 
 @torch.library.register_fake("shrinknets_fast::compact_")
-def _(tensors, kept, tensor, dim, index):
+def _(
+    tensors: Sequence[torch.Tensor],
+    kept: Sequence[torch.Tensor],
+    tensor: Sequence[int],
+    dim: Sequence[int],
+    index: Sequence[int],
+) -> None:
     return None
 
 
-def fill(kept, size):
+def fill(kept: torch.Tensor, size: int) -> torch.Tensor:
     """The fill of ``size`` positions of which ``kept`` (ascending) stay: each stays where it is, or goes into a hole."""
     count = len(kept)
     order = torch.arange(count)
@@ -37,13 +47,15 @@ def fill(kept, size):
 
 
 @torch.no_grad()
-def compact_(members):
+def compact_(members: Iterable[tuple[torch.Tensor, Mapping[int, torch.Tensor]]]) -> None:
     """members: [(tensor, {dim: kept})], kept: int64 vectors on the CPU. Resizes the tensors in place; nothing on an error.
 
     Objects, ``data_ptr()`` and storages stay; version counters go up, so that a graph that saved a tensor raises. Tensors that
     shrink alike (a weight, its gradient, its moments) had better be given one and the same dict: it is looked at once.
     """
-    calls, apart, layouts = {}, [], {}
+    calls: dict[torch.device, list[tuple[torch.Tensor, Layout]]] = {}
+    layouts: dict[tuple[int, torch.Size, tuple[int, ...]], Layout] = {}
+    apart = []
     for tensor, keep in members:
         if tensor.is_inference():
             raise ShrinkError(
@@ -60,7 +72,7 @@ def compact_(members):
     for device in sorted(calls, key=lambda device: device.type == "cpu"):  # last, since a GPU's call may lack memory
         call(calls[device])
     for tensor, result in apart:
-        tensor.set_(result)
+        tensor.set_(result)  # type: ignore[call-overload]  # torch declares no set_ of a tensor alone
     for group in calls.values():
         for tensor, layout in group:  # bumps the version
             tensor.set_(tensor.untyped_storage(), tensor.storage_offset(), layout.shape, layout.strides)
@@ -69,16 +81,17 @@ def compact_(members):
 class Layout:
     """How tensors of one shape and memory order look afterwards."""
 
-    def __init__(self, tensor, keep):
+    def __init__(self, tensor: torch.Tensor, keep: Mapping[int, torch.Tensor]) -> None:
         self.keep = keep.items()
         self.in_place = len(keep) <= 2 and is_dense(tensor)
         self.shape = [len(keep[d]) if d in keep else n for d, n in enumerate(tensor.shape)]
         self.strides = dense_strides(tensor, self.shape)
 
 
-def call(group):
+def call(group: Sequence[tuple[torch.Tensor, Layout]]) -> None:
     """One call of the op for tensors of one device; lists that several tensors share are given once."""
-    lists, tensors, dims, indices = {}, [], [], []
+    lists: dict[int, tuple[int, torch.Tensor]] = {}
+    tensors, dims, indices = [], [], []
     for number, (_, layout) in enumerate(group):
         for dim, kept in layout.keep:
             tensors.append(number)
@@ -87,7 +100,7 @@ def call(group):
     _compact_([tensor for tensor, _ in group], [kept for _, kept in lists.values()], tensors, dims, indices)
 
 
-def is_dense(tensor):
+def is_dense(tensor: torch.Tensor) -> bool:
     """Whether the elements fill one range of memory, in whatever order of the dimensions."""
     if tensor.is_contiguous():
         return True
@@ -99,12 +112,13 @@ def is_dense(tensor):
     return True
 
 
-def memory_order(tensor):
+def memory_order(tensor: torch.Tensor) -> list[int]:
     """The dimensions, outermost first."""
-    return sorted(range(tensor.dim()), key=lambda d: (-tensor.stride(d), -tensor.shape[d]))
+    strides = tensor.stride()
+    return sorted(range(tensor.dim()), key=lambda d: (-strides[d], -tensor.shape[d]))
 
 
-def dense_strides(tensor, shape):
+def dense_strides(tensor: torch.Tensor, shape: Sequence[int]) -> list[int]:
     """Strides of ``shape``, dense, in the order that ``tensor`` has in memory."""
     order = range(tensor.dim()) if tensor.is_contiguous() else memory_order(tensor)
     strides, step = [0] * len(shape), 1
@@ -114,7 +128,7 @@ def dense_strides(tensor, shape):
     return strides
 
 
-def gathered(tensor, keep):
+def gathered(tensor: torch.Tensor, keep: Mapping[int, torch.Tensor]) -> torch.Tensor:
     """The same out of place: a dense tensor in the memory order of ``tensor``."""
     result = tensor.detach()
     for dim, kept in keep.items():

@@ -21,7 +21,11 @@ full, or in tf32 where ``torch.backends.cudnn.conv.fp32_precision`` is "tf32". C
 Source: ShrinkNets (Leclerc, Fernandez, Madden), equation 1; implicit products after cuDNN (Chetlur et al., 2014).
 """
 
+from __future__ import annotations
+
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -37,35 +41,56 @@ LIBRARY.define(  # out: the output where relu was applied; what is not wanted co
 )
 _conv = torch.ops.shrinknets_fast.conv
 _conv_backward = torch.ops.shrinknets_fast.conv_backward
+Gradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 @torch.library.register_fake("shrinknets_fast::conv")
-def _(x, weight, bias, theta, stride, padding, dilation, groups, relu=False):
+def _(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    theta: torch.Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    relu: bool = False,
+) -> torch.Tensor:
     check(x, weight, bias, theta, stride, padding, dilation, groups)
     return empty_output(x, weight, stride, padding, dilation)
 
 
 @torch.library.register_fake("shrinknets_fast::conv_backward")
 def _(
-    grad,
-    x,
-    weight,
-    bias,
-    theta,
-    stride,
-    padding,
-    dilation,
-    groups,
-    out=None,
-    wants_input=True,
-    wants_parameters=True,
-):
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    theta: torch.Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    out: torch.Tensor | None = None,
+    wants_input: bool = True,
+    wants_parameters: bool = True,
+) -> Gradients:
     return empty_gradients(x, weight, bias, theta, wants_input, wants_parameters)
 
 
 @torch.library.impl(LIBRARY, "conv", "CUDA")
 @torch.library.impl(LIBRARY, "conv", "CPU")
-def _(x, weight, bias, theta, stride, padding, dilation, groups, relu=False):
+def _(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    theta: torch.Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    relu: bool = False,
+) -> torch.Tensor:
     from ..triton_kernels import conv_launch  # Triton is only needed here
 
     check(x, weight, bias, theta, stride, padding, dilation, groups)
@@ -80,19 +105,19 @@ def _(x, weight, bias, theta, stride, padding, dilation, groups, relu=False):
 @torch.library.impl(LIBRARY, "conv_backward", "CUDA")
 @torch.library.impl(LIBRARY, "conv_backward", "CPU")
 def _(
-    grad,
-    x,
-    weight,
-    bias,
-    theta,
-    stride,
-    padding,
-    dilation,
-    groups,
-    out=None,
-    wants_input=True,
-    wants_parameters=True,
-):
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    theta: torch.Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    out: torch.Tensor | None = None,
+    wants_input: bool = True,
+    wants_parameters: bool = True,
+) -> Gradients:
     from ..triton_kernels import conv_launch
 
     check(x, weight, bias, theta, stride, padding, dilation, groups)
@@ -101,7 +126,8 @@ def _(
         need(t is None or t.shape == like.shape, f"{name} has shape", t is None or tuple(t.shape), tuple(like.shape))
     dx, dweight, dbias, dtheta = empty_gradients(x, weight, bias, theta, wants_input, wants_parameters)
     options = (stride, padding, dilation, groups)
-    grad, out = (even(t, memory_format(x, weight)) for t in (grad, out))
+    layout = memory_format(x, weight)
+    grad, out = even(grad, layout), None if out is None else even(out, layout)
     if wants_input and dx.numel():
         conv_launch.conv_backward_input(dx, grad, out, weight, theta, options)
     if wants_parameters and grad.numel():
@@ -111,14 +137,16 @@ def _(
     return dx, dweight, dbias, dtheta
 
 
-def even(t, memory_format):
+def even(t: torch.Tensor, memory_format: torch.memory_format) -> torch.Tensor:
     """``t`` with one stride for all pixels: itself nearly always."""
     from ..triton_kernels.conv_launch import pixel_stride
 
-    return t if t is None or pixel_stride(t) is not None else t.contiguous(memory_format=memory_format)
+    return t if pixel_stride(t) is not None else t.contiguous(memory_format=memory_format)
 
 
-def empty_output(x, weight, stride, padding, dilation):
+def empty_output(
+    x: torch.Tensor, weight: torch.Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> torch.Tensor:
     sizes = [
         (size + 2 * p - d * (k - 1) - 1) // s + 1
         for size, k, s, p, d in zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
@@ -132,7 +160,14 @@ def empty_output(x, weight, stride, padding, dilation):
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x, weight))
 
 
-def empty_gradients(x, weight, bias, theta, wants_input, wants_parameters):
+def empty_gradients(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    theta: torch.Tensor,
+    wants_input: bool,
+    wants_parameters: bool,
+) -> Gradients:
     """Memory for the four gradients, empty where one is not wanted."""
     dx = torch.empty_like(x) if wants_input else x.new_empty(0)
     if not wants_parameters:
@@ -141,17 +176,26 @@ def empty_gradients(x, weight, bias, theta, wants_input, wants_parameters):
     return dx, torch.empty_like(weight), dbias, theta.new_empty(theta.shape[0])
 
 
-def memory_format(x, weight):
+def memory_format(x: torch.Tensor, weight: torch.Tensor) -> torch.memory_format:
     if not (channels_last(x) or channels_last(weight)):
         return torch.contiguous_format
     return torch.channels_last if x.dim() == 4 else torch.channels_last_3d
 
 
-def channels_last(t):
+def channels_last(t: torch.Tensor) -> bool:
     return t.dim() > 3 and t.stride(1) == 1 and t.stride(-1) >= t.shape[1]
 
 
-def check(x, weight, bias, theta, stride, padding, dilation, groups):
+def check(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    theta: torch.Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> None:
     """One line for what does not fit, with the argument and its value."""
     dims = x.dim() - 2
     need(1 <= dims <= 3, "x has shape", tuple(x.shape), "3 to 5 dimensions")
@@ -166,7 +210,7 @@ def check(x, weight, bias, theta, stride, padding, dilation, groups):
     check_layer("conv", x, weight, bias, theta)
 
 
-def need(condition, name, found, expected):
+def need(condition: bool, name: str, found: object, expected: object) -> None:
     torch._check(condition, lambda: f"conv: {name} {found}, expected {expected}")
 
 
@@ -174,17 +218,27 @@ class Conv(torch.autograd.Function):
     generate_vmap_rule = True  # by a loop over the samples
 
     @staticmethod
-    def forward(x, weight, bias, theta, stride, padding, dilation, groups, relu):
+    def forward(
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        theta: torch.Tensor,
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+        groups: int,
+        relu: bool,
+    ) -> torch.Tensor:
         return _conv(x, weight, bias, theta, stride, padding, dilation, groups, relu)
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         x, weight, bias, theta, *ctx.window, relu = inputs
         ctx.save_for_backward(x, weight, bias, theta, output if relu else None)
 
     @staticmethod
     @once
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight, bias, theta, out = ctx.saved_tensors
         wants_input, *rest = ctx.needs_input_grad[:4]
         wants = (wants_input, any(rest))
@@ -198,7 +252,17 @@ class Conv(torch.autograd.Function):
 _apply = applied(Conv)
 
 
-def conv(x, weight, bias, theta, stride, padding, dilation, groups=1, relu=False):
+def conv(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    theta: torch.Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int = 1,
+    relu: bool = False,
+) -> torch.Tensor:
     """``act((conv(x, weight) + bias) * max(0, theta))``; see the module's docstring. stride, padding and dilation: an integer
     for each dimension. Differentiable once."""
     return _apply(x, weight, bias, theta, stride, padding, dilation, groups, relu)

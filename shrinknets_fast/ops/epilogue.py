@@ -11,7 +11,11 @@ features give exact zeros whatever they hold, dx included. x: (*, in), or (B, C,
 Source: ShrinkNets (Leclerc, Fernandez, Madden), equation 1.
 """
 
+from __future__ import annotations
+
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +23,7 @@ import torch.nn.functional as F
 from .autograd import applied, eager, once
 from .filter import filter
 
+Window = tuple[Sequence[int], Sequence[int], Sequence[int], int]  # stride, padding, dilation, groups
 LIBRARY = torch.library.Library("shrinknets_fast", "FRAGMENT")
 # What looks at theta's values is an op, which torch.compile does not look into; called as such it takes 30 us more.
 LIBRARY.define("alive_product(Tensor grad, Tensor weight, Tensor theta) -> Tensor")
@@ -27,7 +32,9 @@ LIBRARY.define(f"alive_conv_input(Tensor grad, Tensor x, Tensor weight, Tensor t
 ops = torch.ops.shrinknets_fast
 
 
-def around_the_dead(product, weight, theta):
+def around_the_dead(
+    product: Callable[[torch.Tensor], torch.Tensor], weight: torch.Tensor, theta: torch.Tensor
+) -> torch.Tensor:
     """``product(weight)``, of which the dead rows count for nothing whatever they hold: 0 * NaN is NaN.
 
     Their zeros are in the other factor, so only where they hold something that is not finite do they have to be cleared, and that
@@ -45,29 +52,49 @@ def around_the_dead(product, weight, theta):
 
 
 @torch.library.impl(LIBRARY, "alive_product", "CompositeExplicitAutograd")
-def alive_product(grad, weight, theta):
+def alive_product(grad: torch.Tensor, weight: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
     """``grad @ weight`` for a grad that is zero where theta is dead."""
     return around_the_dead(lambda alive: grad @ alive, weight, theta)
 
 
 @torch.library.register_fake("shrinknets_fast::alive_product")
-def _(grad, weight, theta):
+def _(grad: torch.Tensor, weight: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
     return grad.new_empty(*grad.shape[:-1], weight.shape[1])
 
 
 @torch.library.impl(LIBRARY, "alive_conv_input", "CompositeExplicitAutograd")
-def alive_conv_input(grad, x, weight, theta, stride, padding, dilation, groups):
+def alive_conv_input(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    theta: torch.Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> torch.Tensor:
     """The gradient of a convolution's input for a grad that is zero where theta is dead."""
     window = (stride, padding, dilation, groups)
     return around_the_dead(lambda alive: conv_backward(grad, x, alive, window, [True, False, False])[0], weight, theta)
 
 
 @torch.library.register_fake("shrinknets_fast::alive_conv_input")
-def _(grad, x, weight, theta, stride, padding, dilation, groups):
+def _(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    theta: torch.Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> torch.Tensor:
     return conv_backward(grad, x, weight, (stride, padding, dilation, groups), [True, False, False])[0]
 
 
-def conv_backward(grad, x, weight, window, wanted):
+def conv_backward(
+    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, window: Window, wanted: Sequence[bool]
+) -> Any:
     stride, padding, dilation, groups = window
     sizes = [weight.shape[0]] if wanted[2] else None
     return torch.ops.aten.convolution_backward(
@@ -81,17 +108,17 @@ class Product(torch.autograd.Function):
     generate_vmap_rule = True  # by a loop over the samples
 
     @staticmethod
-    def forward(x, weight, bias, theta):
+    def forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, theta: torch.Tensor) -> torch.Tensor:
         return F.linear(x, weight, bias)
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         x, weight, _, theta = inputs
         ctx.save_for_backward(x, weight, theta)
 
     @staticmethod
     @once
-    def backward(ctx, dz):
+    def backward(ctx: Any, dz: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight, theta = ctx.saved_tensors
         wants_x, wants_weight, wants_bias, _ = ctx.needs_input_grad
         flat = dz.reshape(dz.shape[:-1].numel(), dz.shape[-1])
@@ -107,17 +134,19 @@ class ConvProduct(torch.autograd.Function):
     generate_vmap_rule = True  # by a loop over the samples
 
     @staticmethod
-    def forward(x, weight, bias, theta, window):
+    def forward(
+        x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, theta: torch.Tensor, window: Window
+    ) -> torch.Tensor:
         return convolution(x, weight, bias, window)
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         x, weight, _, theta, ctx.window = inputs
         ctx.save_for_backward(x, weight, theta)
 
     @staticmethod
     @once
-    def backward(ctx, dz):
+    def backward(ctx: Any, dz: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight, theta = ctx.saved_tensors
         input_gradient = ops.alive_conv_input if torch.compiler.is_compiling() else alive_conv_input
         dx = input_gradient(dz, x, weight, theta, *ctx.window) if ctx.needs_input_grad[0] else None
@@ -125,7 +154,7 @@ class ConvProduct(torch.autograd.Function):
         return dx, dweight, dbias, None, None
 
 
-def convolution(x, weight, bias, window):
+def convolution(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, window: Window) -> torch.Tensor:
     stride, padding, dilation, groups = window
     return torch.convolution(x, weight, bias, stride, padding, dilation, False, [0] * len(stride), groups)
 
@@ -133,21 +162,30 @@ def convolution(x, weight, bias, window):
 _product, _conv_product = applied(Product), applied(ConvProduct)
 
 
-def epilogue(x, weight, bias, theta, relu=False):
+def epilogue(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, theta: torch.Tensor, relu: bool = False
+) -> torch.Tensor:
     """``act((x weight^T + bias) * max(0, theta))``; see the module's docstring. Differentiable once."""
     plain = eager() and not x.requires_grad  # what a transform looks through may say that it does not
     z = F.linear(x, weight, bias) if plain else _product(x, weight, bias, theta.detach())
     return scaled(z, theta, -1, relu)
 
 
-def conv_epilogue(x, weight, bias, theta, window, relu=False):
+def conv_epilogue(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    theta: torch.Tensor,
+    window: Window,
+    relu: bool = False,
+) -> torch.Tensor:
     """``act((conv(x, weight) + bias) * max(0, theta))``; window: (stride, padding, dilation, groups), lists but for groups."""
     plain = eager() and not x.requires_grad
     z = convolution(x, weight, bias, window) if plain else _conv_product(x, weight, bias, theta.detach(), window)
     return scaled(z, theta, 1, relu)
 
 
-def scaled(z, theta, dim, relu):
+def scaled(z: torch.Tensor, theta: torch.Tensor, dim: int, relu: bool) -> torch.Tensor:
     if (
         relu and z.dtype == torch.float16
     ):  # from 6e-5 down it loses bits: an output times a small theta is no z for dtheta

@@ -14,6 +14,10 @@ float64, float32, float16 or bfloat16, theta's dtype apart from x's: computed in
 Sums are in an order that does not change from run to run. Source: ShrinkNets (Leclerc, Fernandez, Madden), equation 1.
 """
 
+from __future__ import annotations
+
+from typing import Any
+
 import torch
 
 from .autograd import applied, once
@@ -24,19 +28,21 @@ _filter_backward = torch.ops.shrinknets_fast.filter_backward
 
 
 @torch.library.register_fake("shrinknets_fast::filter")
-def _(x, theta, dim=1, relu=False):
+def _(x: torch.Tensor, theta: torch.Tensor, dim: int = 1, relu: bool = False) -> torch.Tensor:
     check("filter", x, theta, dim)
     return torch.empty_like(x)
 
 
 @torch.library.register_fake("shrinknets_fast::filter_backward")
-def _(grad, x, theta, dim=1, relu=False):
+def _(
+    grad: torch.Tensor, x: torch.Tensor, theta: torch.Tensor, dim: int = 1, relu: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
     check("filter_backward", x, theta, dim)
     check_like("filter_backward", "grad", grad, "x", x, "x", x)
     return torch.empty_like(x), theta.new_empty(theta.shape[0])
 
 
-def check(op, x, theta, dim):
+def check(op: str, x: torch.Tensor, theta: torch.Tensor, dim: int) -> None:
     """csrc/filter.h: check_filter."""
     check_dtype(op, "x", x.dtype)
     check_dtype(op, "theta", theta.dtype)
@@ -54,17 +60,17 @@ class Filter(torch.autograd.Function):
     generate_vmap_rule = True  # by a loop over the samples
 
     @staticmethod
-    def forward(x, theta, dim, relu):
+    def forward(x: torch.Tensor, theta: torch.Tensor, dim: int, relu: bool) -> torch.Tensor:
         return _filter(x, theta, dim, relu)
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         x, theta, ctx.dim, ctx.relu = inputs
         ctx.save_for_backward(output if ctx.relu else x, theta)
 
     @staticmethod
     @once
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         dx, dtheta = _filter_backward(grad, *ctx.saved_tensors, ctx.dim, ctx.relu)
         return dx, dtheta, None, None
 
@@ -72,6 +78,6 @@ class Filter(torch.autograd.Function):
 _apply = applied(Filter)
 
 
-def filter(x, theta, dim=1, relu=False):
+def filter(x: torch.Tensor, theta: torch.Tensor, dim: int = 1, relu: bool = False) -> torch.Tensor:
     """``x * max(0, theta)`` along ``dim``, or relu of it; see the module's docstring. Differentiable once."""
     return _apply(x, theta, dim, relu)

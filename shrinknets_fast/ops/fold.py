@@ -14,6 +14,10 @@ else in float32.
 Source: ShrinkNets (Leclerc, Fernandez, Madden), equation 1, and ``(x W^T + b) * s = x (s W)^T + s b``.
 """
 
+from __future__ import annotations
+
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 
@@ -25,7 +29,9 @@ _fold_backward = torch.ops.shrinknets_fast.fold_backward.default
 
 
 @torch.library.register_fake("shrinknets_fast::fold")
-def _(weight, bias, theta, dtype=None):
+def _(
+    weight: torch.Tensor, bias: torch.Tensor | None, theta: torch.Tensor, dtype: torch.dtype | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     check("fold", weight, bias, theta)
     dtype = dtype or weight.dtype
     check_dtype("fold", "dtype", dtype)
@@ -33,17 +39,24 @@ def _(weight, bias, theta, dtype=None):
 
 
 @torch.library.register_fake("shrinknets_fast::fold_backward")
-def _(grad_weight, grad_bias, weight, bias, theta):
+def _(
+    grad_weight: torch.Tensor,
+    grad_bias: torch.Tensor | None,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    theta: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     check("fold_backward", weight, bias, theta)
     check_like("fold_backward", "grad_weight", grad_weight, "weight", weight, "weight", weight)
     if grad_bias is not None:
         torch._check(bias is not None, lambda: "fold_backward: grad_bias is given, expected None as bias")
+        assert bias is not None  # for type checkers
         check_like("fold_backward", "grad_bias", grad_bias, "bias", bias, "weight", weight)
     dbias = weight.new_empty(0) if bias is None else weight.new_empty(bias.shape[0], dtype=bias.dtype)
     return torch.empty_like(weight), dbias, weight.new_empty(theta.shape[0], dtype=theta.dtype)
 
 
-def check(op, weight, bias, theta):
+def check(op: str, weight: torch.Tensor, bias: torch.Tensor | None, theta: torch.Tensor) -> None:
     """csrc/fold.h: check_fold."""
     torch._check(weight.dim() >= 1, lambda: f"{op}: weight has shape (), expected at least one dimension")
     torch._check(weight.dim() <= 8, lambda: f"{op}: weight has {weight.dim()} dimensions, expected 1 to 8")
@@ -59,18 +72,22 @@ class Fold(torch.autograd.Function):
     generate_vmap_rule = True  # by a loop over the samples
 
     @staticmethod
-    def forward(weight, bias, theta, dtype):
+    def forward(
+        weight: torch.Tensor, bias: torch.Tensor | None, theta: torch.Tensor, dtype: torch.dtype | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         return _fold(weight, bias, theta, dtype)
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         weight, bias, theta, _ = inputs
         ctx.save_for_backward(weight, bias, theta)
         ctx.set_materialize_grads(False)
 
     @staticmethod
     @once
-    def backward(ctx, grad_weight, grad_bias):
+    def backward(
+        ctx: Any, grad_weight: torch.Tensor | None, grad_bias: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, ...]:
         weight, bias, theta = ctx.saved_tensors
         if grad_weight is None:
             grad_weight = torch.zeros_like(weight)
@@ -81,13 +98,15 @@ class Fold(torch.autograd.Function):
 _apply = applied(Fold)
 
 
-def fold(weight, bias, theta, dtype=None):
+def fold(
+    weight: torch.Tensor, bias: torch.Tensor | None, theta: torch.Tensor, dtype: torch.dtype | None = None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Folded weight and bias (None where ``bias`` is None); see the module's docstring. Differentiable once."""
     weight, folded_bias = _apply(weight, bias, theta, dtype)
     return weight, None if bias is None else folded_bias
 
 
-def rows_times(x, weight, bias):
+def rows_times(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """``F.linear``, but no view of a product's matrix: what a Function returns as a view cannot be changed in place."""
     if x.dim() == 2:
         return F.linear(x, weight, bias)
@@ -104,14 +123,16 @@ class FoldedLinear(torch.autograd.Function):
     """fold and ``F.linear`` as one node. The folded weight stays in memory while fold's gradients are made: for small ones."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, theta):
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, theta: torch.Tensor
+    ) -> torch.Tensor:
         folded, folded_bias = _fold(weight, bias, theta)
         ctx.save_for_backward(x if any(ctx.needs_input_grad[1:]) else None, folded, weight, bias, theta)
         return rows_times(x, folded, None if bias is None else folded_bias)
 
     @staticmethod
     @once
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, folded, weight, bias, theta = ctx.saved_tensors
         wants_x, *wants = ctx.needs_input_grad
         rows, columns = grad, x
@@ -130,7 +151,14 @@ class FoldedLinear(torch.autograd.Function):
 _folded_linear = direct(FoldedLinear)
 
 
-def folded_linear(x, weight, bias, theta, dtype=None, small=False):
+def folded_linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    theta: torch.Tensor,
+    dtype: torch.dtype | None = None,
+    small: bool = False,
+) -> torch.Tensor:
     """``x weight'^T + bias'``; a ``small`` one costs what its calls cost, so it is one node: 49 us, not 60, for 16 x 64 x 64."""
     if small and dtype is None and eager():
         return _folded_linear.apply(x, weight, bias, theta)

@@ -15,6 +15,11 @@ float32, in an order that does not change from run to run. float32 multiplies in
 CUDA; CPU tensors under ``TRITON_INTERPRET=1``. Source: ShrinkNets (Leclerc, Fernandez, Madden), equation 1.
 """
 
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
 import torch
 
 from .autograd import applied, once
@@ -28,22 +33,36 @@ LIBRARY.define(  # out: the output where relu was applied; what is not wanted co
 )
 _linear = torch.ops.shrinknets_fast.linear
 _linear_backward = torch.ops.shrinknets_fast.linear_backward
+Gradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 @torch.library.register_fake("shrinknets_fast::linear")
-def _(x, weight, bias, theta, relu=False):
+def _(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, theta: torch.Tensor, relu: bool = False
+) -> torch.Tensor:
     check(x, weight, bias, theta)
     return x.new_empty(*x.shape[:-1], weight.shape[0])
 
 
 @torch.library.register_fake("shrinknets_fast::linear_backward")
-def _(grad, x, weight, bias, theta, out=None, wants_input=True, wants_parameters=True):
+def _(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    theta: torch.Tensor,
+    out: torch.Tensor | None = None,
+    wants_input: bool = True,
+    wants_parameters: bool = True,
+) -> Gradients:
     return gradients_of(x, weight, bias, theta, wants_input, wants_parameters)
 
 
 @torch.library.impl(LIBRARY, "linear", "CUDA")
 @torch.library.impl(LIBRARY, "linear", "CPU")
-def _(x, weight, bias, theta, relu=False):
+def _(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, theta: torch.Tensor, relu: bool = False
+) -> torch.Tensor:
     from ..triton_kernels.linear_launch import linear  # Triton is only needed here
 
     check(x, weight, bias, theta)
@@ -54,18 +73,34 @@ def _(x, weight, bias, theta, relu=False):
 
 @torch.library.impl(LIBRARY, "linear_backward", "CUDA")
 @torch.library.impl(LIBRARY, "linear_backward", "CPU")
-def _(grad, x, weight, bias, theta, out=None, wants_input=True, wants_parameters=True):
+def _(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    theta: torch.Tensor,
+    out: torch.Tensor | None = None,
+    wants_input: bool = True,
+    wants_parameters: bool = True,
+) -> Gradients:
     from ..triton_kernels.linear_launch import linear_backward
 
     check(x, weight, bias, theta)
     for name, tensor in (("grad", grad), ("out", out)):
         if tensor is not None:
-            torch._check(tensor.shape == (*x.shape[:-1], weight.shape[0]), lambda: misfit(name, tensor, weight))  # noqa: B023
+            torch._check(tensor.shape == (*x.shape[:-1], weight.shape[0]), partial(misfit, name, tensor, weight))
     gradients = gradients_of(x, weight, bias, theta, wants_input, wants_parameters)
     return linear_backward(grad, x, weight, bias, theta, out, gradients, wants_input, wants_parameters)
 
 
-def gradients_of(x, weight, bias, theta, wants_input, wants_parameters):
+def gradients_of(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    theta: torch.Tensor,
+    wants_input: bool,
+    wants_parameters: bool,
+) -> Gradients:
     """Contiguous memory for the four gradients, empty where one is not wanted."""
     features, columns = weight.shape if wants_parameters else (0, 0)
     return (
@@ -76,14 +111,14 @@ def gradients_of(x, weight, bias, theta, wants_input, wants_parameters):
     )
 
 
-def check(x, weight, bias, theta):
+def check(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, theta: torch.Tensor) -> None:
     """One line for what does not fit, with the argument and its value."""
     torch._check(weight.dim() == 2, lambda: f"linear: weight has shape {tuple(weight.shape)}, expected (out, in)")
     torch._check(x.dim() >= 1 and x.shape[-1] == weight.shape[1], lambda: misfit("x", x, weight))
     check_layer("linear", x, weight, bias, theta)
 
 
-def misfit(name, tensor, weight):
+def misfit(name: str, tensor: torch.Tensor, weight: torch.Tensor) -> str:
     expected = "(*, in)" if name == "x" else "(*, out)"
     shapes = f"{tuple(tensor.shape)}, expected {expected} to match weight (out, in) = {tuple(weight.shape)}"
     return f"linear: {name} has shape {shapes}"
@@ -93,17 +128,19 @@ class Linear(torch.autograd.Function):
     generate_vmap_rule = True  # by a loop over the samples
 
     @staticmethod
-    def forward(x, weight, bias, theta, relu):
+    def forward(
+        x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, theta: torch.Tensor, relu: bool
+    ) -> torch.Tensor:
         return _linear(x, weight, bias, theta, relu)
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         x, weight, bias, theta, relu = inputs
         ctx.save_for_backward(x, weight, bias, theta, output if relu else None)
 
     @staticmethod
     @once
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight, bias, theta, out = ctx.saved_tensors
         wants_input, *rest = ctx.needs_input_grad[:4]
         wants_parameters = any(rest)
@@ -116,6 +153,8 @@ class Linear(torch.autograd.Function):
 _apply = applied(Linear)
 
 
-def linear(x, weight, bias, theta, relu=False):
+def linear(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, theta: torch.Tensor, relu: bool = False
+) -> torch.Tensor:
     """``act((x weight^T + bias) * max(0, theta))``; see the module's docstring. Differentiable once."""
     return _apply(x, weight, bias, theta, relu)

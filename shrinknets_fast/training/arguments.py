@@ -119,7 +119,7 @@ def with_defaults(arguments):
 
 def join_negative_values(argv):
     """``--lam -1e-3`` as ``--lam=-1e-3``: argparse takes -1e-3 and -inf for options and then cannot name the value."""
-    joined = []
+    joined: list[str] = []
     for token in argv:
         if joined and joined[-1].startswith("--") and "=" not in joined[-1] and is_negative_number(token):
             joined[-1] += f"={token}"

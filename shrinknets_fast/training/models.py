@@ -25,6 +25,7 @@ def build(arguments, image_shape):
         for module in model.modules():
             if isinstance(module, (nn.Linear, nn.Conv2d)):
                 nn.init.xavier_uniform_(module.weight, gain=math.sqrt(2))
+                assert module.bias is not None  # all have one
                 nn.init.zeros_(module.bias)
     return model
 
@@ -60,7 +61,7 @@ def lenet5(image_shape, width, depth):
 
 def dense(in_features, width, depth):
     """{name: layer} of ``depth`` hidden layers and the output."""
-    layers = {}
+    layers: dict[str, nn.Module] = {}
     for k in range(1, depth + 1):
         layers[f"hidden{k}"] = FilteredLinear(in_features, width, activation="relu")
         in_features = width

@@ -107,7 +107,7 @@ class Launch:
         check_device("conv", x)
         stride, padding, dilation, self.groups = options
         self.device = x.device
-        self.products = products_of(x, torch.backends.cudnn.conv)
+        self.products = products_of(x, torch.backends.cudnn.conv)  # type: ignore[attr-defined]  # set on import
         self.channels, self.features = weight.shape[1], len(weight) // self.groups
         self.taps = math.prod(weight.shape[2:])
         self.ends = (three(x.shape[2:], 1), three(outputs[0].shape[2:], 1))

@@ -1,7 +1,11 @@
 """Attention. Query and key features meet in a sum of products, value features pass to the output."""
 
+from __future__ import annotations
+
 import torch
 
+from ..op import Op, Result
+from ..value import Value
 from .meeting import meet
 from .registry import WHOLE_MODULES, named, register_rule
 
@@ -9,7 +13,7 @@ aten = torch.ops.aten
 
 
 @register_rule(*named("scaled_dot_product_attention"))
-def attention(op):
+def attention(op: Op) -> Value:
     query, key, value, mask = op["query"], op["key"], op["value"], op["attn_mask"]
     if op["scale"] is None:
         for x in (query, key):
@@ -34,7 +38,7 @@ def attention(op):
 
 
 @register_rule(*named("_native_multi_head_attention", "_transformer_encoder_layer_fwd"))
-def whole_module(op):
+def whole_module(op: Op) -> Result:
     """nn.MultiheadAttention checks its widths against the ones it was made with: nothing that it touches can leave."""
     op.pin_all(f"is read by {op.module or 'the model'}: nn.MultiheadAttention mixes its features")
     return op.fixed()

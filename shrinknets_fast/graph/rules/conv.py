@@ -1,7 +1,14 @@
 """Convolutions: dense, grouped and depthwise, plain and transposed."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+
 import torch
 
+from ..features import Axis
+from ..op import Axes, Op
+from ..value import Value, Zeros
 from .layers import contract, made_rows, with_bias
 from .registry import register_rule
 from .zeros import both, changed, either
@@ -9,18 +16,18 @@ from .zeros import both, changed, either
 aten = torch.ops.aten
 
 
-def equal_in_groups(op, axis, groups):
+def equal_in_groups(op: Op, axis: Axis | None, groups: int) -> Axis | None:
     """The j-th feature of every group leaves with the j-th of all others, so that groups stay equal. The first group's axis."""
     return None if axis is None else op.tie(axis, len(axis) // groups)
 
 
-def pin_unmet(op, *axes):
+def pin_unmet(op: Op, *axes: Axis | None) -> None:
     """Some of them cannot shrink, so none may."""
     for axis in axes:
         op.pin(axis, f"meets an axis that cannot shrink in {op.label}")
 
 
-def spatial_axes(op, x, weight, rows):
+def spatial_axes(op: Op, x: Value, weight: Value, rows: Axis | None) -> Axes:
     """The output's axes: batch axes pass, spatial ones hold nothing that could leave."""
     channels = x.ndim - weight.ndim + 1  # 0 without a batch
     axes = [op.axis(x, d) for d in range(channels)] + [rows]
@@ -29,13 +36,13 @@ def spatial_axes(op, x, weight, rows):
     return axes + [None] * (x.ndim - channels - 1)
 
 
-def result(op, x, weight, rows, zero):
+def result(op: Op, x: Value, weight: Value, rows: Axis | None, zero: Callable[[Zeros], torch.Tensor | None]) -> Value:
     axes = spatial_axes(op, x, weight, rows)
     channels = x.ndim - weight.ndim + 1
     return op.output(axes, lambda zeros: [zero(zeros) if d == channels else None for d in range(len(axes))])
 
 
-def read_in_groups(op, x, channels, weight, weight_dim, groups):
+def read_in_groups(op: Op, x: Value, channels: int, weight: Value, weight_dim: int, groups: int) -> None:
     """Channels of ``x`` against one group's channels in ``weight``."""
     wide, narrow = op.axis(x, channels), op.axis(weight, weight_dim)
     if wide is None or narrow is None:
@@ -46,7 +53,7 @@ def read_in_groups(op, x, channels, weight, weight_dim, groups):
 
 
 @register_rule(aten.conv1d, aten.conv2d, aten.conv3d)
-def conv(op):
+def conv(op: Op) -> Value:
     x, weight, bias, groups = op["input"], op["weight"], op["bias"], op["groups"]
     channels = x.ndim - weight.ndim + 1
     if groups > 1 and weight.shape[1] == 1:
@@ -61,7 +68,7 @@ def conv(op):
     return result(op, x, weight, rows, zero)
 
 
-def depthwise(op, x, channels, weight, bias, multiplier):
+def depthwise(op: Op, x: Value, channels: int, weight: Value, bias: Value | None, multiplier: int) -> Value:
     """Each channel makes ``multiplier`` of its own: they live and leave as one feature."""
     rows, zero = made_rows(op, weight, bias)
     axis = op.axis(x, channels)
@@ -70,7 +77,7 @@ def depthwise(op, x, channels, weight, bias, multiplier):
         return result(op, x, weight, rows, zero if rows is not None else lambda zeros: None)
     op.unify(op.interleaved(axis, multiplier), rows)
 
-    def zero_out(zeros):
+    def zero_out(zeros: Zeros) -> torch.Tensor | None:
         empty = changed(zeros(x, channels), lambda mask: mask.repeat_interleave(multiplier))
         return either(zero(zeros), with_bias(empty, bias, zeros))
 
@@ -78,7 +85,7 @@ def depthwise(op, x, channels, weight, bias, multiplier):
 
 
 @register_rule(aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d)
-def conv_transpose(op):
+def conv_transpose(op: Op) -> Value:
     """The weight is (inputs, outputs of one group, ...)."""
     x, weight, bias, groups = op["input"], op["weight"], op["bias"], op["groups"]
     channels = x.ndim - weight.ndim + 1
@@ -102,7 +109,7 @@ def conv_transpose(op):
     if bias is not None:
         op.unify(rows, op.axis(bias, 0))
 
-    def zero(zeros):
+    def zero_out(zeros: Zeros) -> torch.Tensor | None:
         if weight.shape[0] == groups:
             empty = changed(
                 either(zeros(x, channels), zeros(weight, 0)), lambda mask: mask.repeat_interleave(multiplier)
@@ -111,4 +118,4 @@ def conv_transpose(op):
             empty = changed(zeros(weight, 1), lambda mask: mask.repeat(groups))
         return None if empty is None else both(empty, empty if bias is None else zeros(bias, 0))
 
-    return result(op, x, weight, rows, zero)
+    return result(op, x, weight, rows, zero_out)

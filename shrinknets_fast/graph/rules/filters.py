@@ -1,7 +1,11 @@
 """Where features die: the package's own two ops."""
 
+from __future__ import annotations
+
 import torch
 
+from ..op import Masks, Op
+from ..value import Value, Zeros
 from .registry import register_rule
 from .zeros import either
 
@@ -9,7 +13,7 @@ ops = torch.ops.shrinknets_fast
 
 
 @register_rule(ops.fold.default)
-def fold(op):
+def fold(op: Op) -> list[Value]:
     """(weight, bias, theta) to folded weight and bias: a dead feature's row and bias are zero."""
     weight, bias, theta = op["weight"], op["bias"], op["theta"]
     rows = op.axis(weight, 0)
@@ -20,7 +24,7 @@ def fold(op):
     weight_axes = [op.axis(weight, d) if d < 2 else None for d in range(weight.ndim)]
     bias_axes = [None if bias is None else rows]
 
-    def zero(zeros):
+    def zero(zeros: Zeros) -> list[Masks]:
         dead = zeros.dead(theta)
         weight_zero = [either(zeros(weight, 0), dead)] + [zeros(weight, d) for d in range(1, weight.ndim)]
         return [weight_zero, [None if bias is None else either(zeros(bias, 0), dead)]]
@@ -29,7 +33,7 @@ def fold(op):
 
 
 @register_rule(ops.filter.default)
-def filter(op):
+def filter(op: Op) -> Value:
     """x * max(0, theta) along one dimension; one theta for a whole tensor is a gate."""
     x, theta = op["x"], op["theta"]
     dim = op["dim"] % x.ndim if x.ndim else 0
@@ -40,7 +44,7 @@ def filter(op):
     else:
         op.unify(axes[dim], op.axis(theta, 0))
 
-    def zero(zeros):
+    def zero(zeros: Zeros) -> Masks:
         known = zeros.of(x)
         dead = zeros.dead(theta)
         if gate and dead is not None and bool(dead):

@@ -1,7 +1,15 @@
 """Axes that meet by broadcasting."""
 
+from __future__ import annotations
 
-def meet(op, sized):
+from collections.abc import Iterable, Sequence
+
+from ..features import Axis
+from ..op import Axes, Op
+from ..value import Value
+
+
+def meet(op: Op, sized: Sequence[tuple[Axis | None, int]]) -> Axis | None:
     """The one axis of several (axis, size) that meet by broadcasting: those of full size are unified."""
     size = max((n for _, n in sized if n != 1), default=1)
     full = [axis for axis, n in sized if n == size]
@@ -15,7 +23,7 @@ def meet(op, sized):
     return known[0] if known and len(known) == len(full) else None
 
 
-def broadcast_axes(op, values, ndim):
+def broadcast_axes(op: Op, values: Iterable[Value], ndim: int) -> Axes:
     """The axes of the broadcast result; what meets at one of its positions is unified."""
     return [
         meet(op, [(op.axis(v, v.ndim - back), v.shape[v.ndim - back]) for v in values if v.ndim >= back])

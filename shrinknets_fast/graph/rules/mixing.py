@@ -1,14 +1,20 @@
 """Ops that mix or count the positions of one axis: its features stay. The other axes pass."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+
 import torch
 
+from ..op import Op, Result
+from ..value import Value
 from .registry import named, register_rule
 from .zeros import carried
 
 aten = torch.ops.aten
 
 
-def along(op, dim, reason, keeps_zero):
+def along(op: Op, dim: int, reason: str, keeps_zero: bool) -> Result:
     x = op.inputs[0]
     axes = op.axes(x)
     if x.ndim:
@@ -23,17 +29,17 @@ def along(op, dim, reason, keeps_zero):
         "softmax", "log_softmax", "_softmax", "_log_softmax", "special_softmax", "special_log_softmax", "logcumsumexp"
     )
 )
-def softmax(op):
+def softmax(op: Op) -> Result:
     return along(op, op["dim"], f"is mixed with others by {op.label}, which counts its features", False)
 
 
 @register_rule(*named("cumsum", "cumprod"))
-def cumulative(op):
+def cumulative(op: Op) -> Result:
     return along(op, op["dim"], f"is added up in order by {op.label}", True)
 
 
 @register_rule(*named("cummax", "cummin", "sort", "argsort", "msort"))
-def ordered(op):
+def ordered(op: Op) -> Result:
     return along(op, op.get("dim", 0), f"is compared with others by {op.label}", False)
 
 
@@ -67,13 +73,13 @@ def ordered(op):
         "kron",
     )
 )
-def compared(op):
+def compared(op: Op) -> Result:
     op.pin_all(f"is read by {op.label}, which needs all of it")
     return op.fixed()
 
 
-def recurrent(layer):
-    def rule(op):
+def recurrent(layer: str) -> Callable[[Op], Result]:
+    def rule(op: Op) -> Result:
         op.pin_all(f"is read by {op.label}: nn.{layer} mixes its features")
         return op.fixed()
 
@@ -86,7 +92,7 @@ register_rule(*named("rnn_tanh", "rnn_relu", "rnn_tanh_cell", "rnn_relu_cell"))(
 
 
 @register_rule(*named("tril", "triu"))
-def triangle(op):
+def triangle(op: Op) -> Value:
     """Zero where the last two axes' positions say so."""
     x = op.inputs[0]
     axes = op.axes(x)

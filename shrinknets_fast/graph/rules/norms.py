@@ -1,14 +1,20 @@
 """Normalisation. Per channel (batch, instance norm) a feature is on its own; over channels it is counted with the others."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable
+
 import torch
 
+from ..op import Axes, Masks, Op
+from ..value import Value, Zeros
 from .registry import named, register_rule
 from .zeros import both, either
 
 aten = torch.ops.aten
 
 
-def channel_axes(op, x, names):
+def channel_axes(op: Op, x: Value, names: Iterable[str]) -> Axes:
     """Axes for a norm per channel: everything else is normalised together. Parameters and statistics follow the channel."""
     axes = op.axes(x)
     for d, axis in enumerate(axes):
@@ -22,7 +28,9 @@ def channel_axes(op, x, names):
     return axes
 
 
-def scaled_zero(zero, weight, bias, zeros):
+def scaled_zero(
+    zero: torch.Tensor | None, weight: Value | None, bias: Value | None, zeros: Zeros
+) -> torch.Tensor | None:
     """Where zero * weight + bias is zero."""
     if weight is not None:
         zero = either(zero, zeros(weight, 0))
@@ -30,7 +38,7 @@ def scaled_zero(zero, weight, bias, zeros):
 
 
 @register_rule(aten.batch_norm.default)
-def batch_norm(op):
+def batch_norm(op: Op) -> Value:
     """Its output is zero only where both of its affine parameters are (folded by a filter): statistics move the rest."""
     x, weight, bias = op["input"], op["weight"], op["bias"]
     axes = channel_axes(op, x, ("weight", "bias", "running_mean", "running_var"))
@@ -41,12 +49,12 @@ def batch_norm(op):
 
 
 @register_rule(aten.instance_norm.default)
-def instance_norm(op):
+def instance_norm(op: Op) -> Value:
     """Each channel of each sample on its own: with its own statistics, zeros stay zero but for the bias."""
     x, weight, bias = op["input"], op["weight"], op["bias"]
     axes = channel_axes(op, x, ("weight", "bias", "running_mean", "running_var"))
 
-    def zero(zeros):
+    def zero(zeros: Zeros) -> Masks:
         still = zeros(x, 1) if op["use_input_stats"] else None
         return [scaled_zero(still, weight, bias, zeros) if d == 1 else None for d in range(x.ndim)]
 
@@ -54,7 +62,7 @@ def instance_norm(op):
 
 
 @register_rule(*named("layer_norm", "rms_norm"))
-def layer_norm(op):
+def layer_norm(op: Op) -> Value:
     """The last axes are averaged over: their features are counted, so none may leave."""
     x, bias = op["input"], op.get("bias")
     axes = op.axes(x)
@@ -69,7 +77,7 @@ def layer_norm(op):
 
 
 @register_rule(aten.group_norm.default)
-def group_norm(op):
+def group_norm(op: Op) -> Value:
     """Channels of a group are averaged over, so none may leave."""
     x = op["input"]
     axes = op.axes(x)

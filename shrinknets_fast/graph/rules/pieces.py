@@ -1,14 +1,21 @@
 """Cutting an axis into pieces, and picking from it."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import torch
 
+from ..op import Axes, Op, Result
+from ..value import Value
 from .registry import named, register_rule
 from .zeros import carried
 
 aten = torch.ops.aten
 
 
-def cut(op, dim, places, follows=False):
+def cut(op: Op, dim: int, places: Sequence[slice], follows: bool = False) -> list[Axes]:
     """One output per slice in ``places``. follows: the code takes equal parts, whatever the width is.
 
     Equal parts that cover the axis lose features in equal numbers. The positions of all others would move.
@@ -26,18 +33,18 @@ def cut(op, dim, places, follows=False):
     return [[*axes[:dim], op.part(whole, place), *axes[dim + 1 :]] for place in places]
 
 
-def equal_parts(places, size):
+def equal_parts(places: Sequence[slice], size: int) -> bool:
     return size % len(places) == 0 and sorted((p.start, p.stop) for p in places) == [
         (k * size // len(places), (k + 1) * size // len(places)) for k in range(len(places))
     ]
 
 
-def all_outputs(op, pieces):
+def all_outputs(op: Op, pieces: Sequence[Axes]) -> list[Value]:
     x = op.inputs[0]
     return op.outputs(pieces, lambda zeros: [carried([x], axes)(zeros) for axes in pieces])
 
 
-def successive(sizes):
+def successive(sizes: Sequence[int]) -> list[slice]:
     """Slices of these sizes, one after another."""
     ends = torch.tensor(sizes).cumsum(0).tolist()
     return [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
@@ -48,14 +55,14 @@ def successive(sizes):
         "chunk", "unsafe_chunk", "split", "unsafe_split", "split_with_sizes", "unsafe_split_with_sizes", "tensor_split"
     )
 )
-def split(op):
+def split(op: Op) -> list[Value]:
     dim = op["dim"] % op.inputs[0].ndim
     sizes = [shape[dim] for shape in op.shapes]
     follows = "chunk" in op.name or op.name.endswith(".sections")
     return all_outputs(op, cut(op, dim, successive(sizes), follows))
 
 
-def slice_of(name, given, shape):
+def slice_of(name: str, given: Mapping[str, Any], shape: Sequence[int]) -> tuple[int, slice] | None:
     """(dim, slice) of a slicing call of a tensor of this shape, whichever op it is, or None."""
     if name not in ("slice", "narrow"):
         return None
@@ -70,10 +77,12 @@ def slice_of(name, given, shape):
 
 
 @register_rule(aten.slice.Tensor, aten.narrow.default)
-def slice_tensor(op):
+def slice_tensor(op: Op) -> Value:
     """All of an axis, or one of several parts: x[:, :n // 2] and x[:, n // 2:] are cut like a chunk."""
     x = op["self"]
-    dim, place = slice_of(op.target.overloadpacket.__name__, op.arguments, x.shape)
+    own = slice_of(op.target.overloadpacket.__name__, op.arguments, x.shape)
+    assert own is not None  # its start is a number
+    dim, place = own
     axes = op.axes(x)
     if axes[dim] is None or (place.start, place.stop, place.step or 1) == (0, x.shape[dim], 1):
         return op.output(axes, carried([x], axes))
@@ -81,14 +90,14 @@ def slice_tensor(op):
         op.pin(axes[dim], f"is cut at fixed positions by {op.label}")
         return op.output([None if d == dim else axis for d, axis in enumerate(axes)])
     siblings = [slice_of(name, given, x.shape) for name, given in op.calls_on("self")]
-    places = {(s.start, s.stop) for found in siblings if found and found[0] == dim and ((s := found[1]).step or 1) == 1}
-    places = [slice(*bounds) for bounds in sorted(places) if bounds != (0, x.shape[dim])]
+    cuts = {(s.start, s.stop) for found in siblings if found and found[0] == dim and ((s := found[1]).step or 1) == 1}
+    places = [slice(*bounds) for bounds in sorted(cuts) if bounds != (0, x.shape[dim])]
     axes = cut(op, dim, places)[[(p.start, p.stop) for p in places].index((place.start, place.stop))]
     return op.output(axes, carried([x], axes))
 
 
 @register_rule(*named("select", "unbind"))
-def select(op):
+def select(op: Op) -> Result:
     """One position of an axis: on an axis of features, others would move into its place."""
     x = op.inputs[0]
     dim = op["dim"] % x.ndim
@@ -99,7 +108,7 @@ def select(op):
 
 
 @register_rule(*named("index_select", "index"))
-def index(op):
+def index(op: Op) -> Result:
     """Positions picked by a tensor, from an axis on which nothing can leave; all other axes pass."""
     x, indices = op.inputs[0], op["indices"] if "indices" in op.arguments else [None] * op["dim"] + [op["index"]]
     where = [d for d, i in enumerate(indices) if i is not None]
@@ -116,7 +125,7 @@ def index(op):
 
 
 @register_rule(*named("flip", "fliplr", "flipud", "roll", "rot90"))
-def reorder(op):
+def reorder(op: Op) -> Result:
     x = op.inputs[0]
     axes, dims = op.axes(x), op.get("dims", []) if op.name.split(".")[1] in ("flip", "roll") else []
     dims = [dims] if isinstance(dims, int) else dims
@@ -128,7 +137,7 @@ def reorder(op):
 
 
 @register_rule(aten.unfold.default)
-def unfold(op):
+def unfold(op: Op) -> Value:
     x = op.inputs[0]
     dim = op["dimension"] % x.ndim
     op.pin(op.axis(x, dim), f"is cut at fixed positions by {op.label}")

@@ -1,11 +1,15 @@
 """One rule for every pointwise op: axes meet by broadcasting, and the op itself is asked for f(0)."""
 
+from __future__ import annotations
+
 import itertools
 import math
 
 import torch
 
-from ..value import Value
+from ..features import Axis
+from ..op import Masks, Op, Result
+from ..value import Value, Zeros
 from .meeting import broadcast_axes
 from .registry import named, register_rule
 from .zeros import both, either
@@ -15,13 +19,13 @@ PRODUCTS = {"mul", "multiply", "bitwise_and", "logical_and"}
 QUOTIENTS = {"div", "divide", "true_divide", "floor_divide"}
 
 
-def zero_at(value, back, size, zeros):
+def zero_at(value: Value, back: int, size: int, zeros: Zeros) -> torch.Tensor | None:
     """Where ``value`` is zero along the output's dimension ``back`` from the end, of this size."""
     dim = value.ndim - back
     return None if dim < 0 or value.axes[dim] is None or value.shape[dim] != size else zeros(value, dim)
 
 
-def maps_zero_to_zero(op):
+def maps_zero_to_zero(op: Op) -> bool:
     """Whether the op gives exactly 0 for zeros in every tensor argument, whatever its boolean arguments hold."""
     flags = [v for v in op.inputs if v.dtype == torch.bool]
     for bits in itertools.product((False, True), repeat=len(flags)):
@@ -40,16 +44,16 @@ def maps_zero_to_zero(op):
     return True
 
 
-def kind_of(op):
+def kind_of(op: Op) -> str:
     return op.target.overloadpacket.__name__.removesuffix("_") if hasattr(op.target, "overloadpacket") else ""
 
 
-def finite(op):
+def finite(op: Op) -> bool:
     """All plain numbers among the arguments: 0 * inf is no zero."""
     return all(math.isfinite(arg) for arg in op.numbers)
 
 
-def depends_on_width(op, axis):
+def depends_on_width(op: Op, axis: Axis) -> bool:
     """Whether a plain number in the call looks like a function of this axis' size, as in ``x * C ** -0.5``."""
     n = len(axis)
     numbers = [abs(arg) for arg in op.numbers if isinstance(arg, float) or arg > 2]
@@ -57,7 +61,7 @@ def depends_on_width(op, axis):
 
 
 @register_rule(torch.Tag.pointwise)
-def pointwise(op):
+def pointwise(op: Op) -> Value | None:
     values = op.inputs
     if not isinstance(op.metas(), torch.Tensor):
         return None
@@ -72,8 +76,8 @@ def pointwise(op):
     keeps = is_product or is_quotient or maps_zero_to_zero(op)
     givers = [v for v in values if v.dtype != torch.bool]
 
-    def zero(zeros):
-        result = []
+    def zero(zeros: Zeros) -> Masks:
+        result: list[torch.Tensor | None] = []
         for d, axis in enumerate(axes):
             masks = [zero_at(v, len(axes) - d, shape[d], zeros) for v in givers]
             if axis is None or not keeps or not masks:
@@ -103,7 +107,7 @@ register_rule(*named("_prelu_kernel", "complex", "polar", "silu", "hardsigmoid",
 
 
 @register_rule(*named("copy", "copy_"))
-def copy(op):
+def copy(op: Op) -> Result:
     """Overwrites the first tensor with the second."""
     x, source = op.inputs
     if op.shape != x.shape:  # torch.export's own mistake, where a forward fills a buffer that was None

@@ -1,9 +1,12 @@
 """Reductions over dimensions: a sum loses nothing with a zero, a mean counts its features."""
 
+from __future__ import annotations
+
 import math
 
 import torch
 
+from ..op import Op, Result
 from .pointwise import pointwise
 from .registry import named, register_rule
 from .zeros import carried
@@ -11,7 +14,7 @@ from .zeros import carried
 aten = torch.ops.aten
 
 
-def reduced(op, why, keeps_zero=True):
+def reduced(op: Op, why: str | None, keeps_zero: bool = True) -> Result:
     """why: None if a zero adds nothing, else what pins the features of a reduced axis. Every other axis passes."""
     x = op.inputs[0]
     dims, keepdim = (op.arguments.get(name) for name in ("dim", "keepdim"))
@@ -41,34 +44,34 @@ def reduced(op, why, keeps_zero=True):
 
 
 @register_rule(*named("sum", "nansum", "any", "count_nonzero"))
-def sum(op):
+def sum(op: Op) -> Result:
     return reduced(op, None)
 
 
 @register_rule(*named("mean", "nanmean"))
-def mean(op):
+def mean(op: Op) -> Result:
     return reduced(op, f"averaged by {op.label}, which counts its features")
 
 
 @register_rule(*named("std", "var", "std_mean", "var_mean"))
-def spread(op):
+def spread(op: Op) -> Result:
     return reduced(op, f"averaged by {op.label}, which counts its features")
 
 
 @register_rule(*named("amax", "amin", "max", "min", "aminmax", "prod", "all"))
-def extreme(op):
+def extreme(op: Op) -> Result | None:
     if len(op.inputs) > 1:  # max(a, b) is maximum(a, b)
         return pointwise(op)
     return reduced(op, f"compared with others by {op.label}")
 
 
 @register_rule(*named("argmax", "argmin", "logsumexp", "special_logsumexp"))
-def position(op):
+def position(op: Op) -> Result:
     return reduced(op, f"compared with others by {op.label}", keeps_zero=False)
 
 
 @register_rule(*named("linalg_vector_norm", "norm", "frobenius_norm"))
-def norm(op):
+def norm(op: Op) -> Result:
     """Sums of powers of absolute values: a zero adds nothing where the power is positive."""
     order = op.arguments.get("ord", op.arguments.get("p"))
     order = 2 if order is None or isinstance(order, str) else order

@@ -1,7 +1,11 @@
 """One tensor many times, or many as one: stack, repeat, expand."""
 
+from __future__ import annotations
+
 import torch
 
+from ..op import Axes, Op, Result
+from ..value import Value
 from .registry import register_rule
 from .zeros import carried
 
@@ -9,7 +13,7 @@ aten = torch.ops.aten
 
 
 @register_rule(aten.stack.default)
-def stack(op):
+def stack(op: Op) -> Value:
     parts, axes = op.inputs, []
     for d in range(parts[0].ndim):
         meeting = [op.axis(v, d) for v in parts]
@@ -22,9 +26,10 @@ def stack(op):
 
 
 @register_rule(aten.repeat.default, aten.tile.default)
-def repeat(op):
+def repeat(op: Op) -> Value:
     x, shape = op.inputs[0], op.shape
-    new, axes = len(shape) - x.ndim, [None] * len(shape)
+    new = len(shape) - x.ndim
+    axes: Axes = [None] * len(shape)
     for d, axis in enumerate(op.axes(x)):
         times = shape[new + d] // max(x.shape[d], 1)
         if x.shape[d] == 1 < times:
@@ -35,7 +40,7 @@ def repeat(op):
 
 
 @register_rule(aten.repeat_interleave.self_int)
-def repeat_interleave(op):
+def repeat_interleave(op: Op) -> Result:
     x, dim = op.inputs[0], op["dim"]
     if dim is None:
         op.pin_all(f"is mixed with another axis by {op.label}")
@@ -46,7 +51,7 @@ def repeat_interleave(op):
 
 
 @register_rule(aten.expand.default, aten.expand_as.default, aten.broadcast_to.default)
-def expand(op):
+def expand(op: Op) -> Value:
     """A position that is repeated makes as many as there are features where it goes: they need no zero of their own."""
     x, shape = op.inputs[0], op.shape
     new, axes = len(shape) - x.ndim, []

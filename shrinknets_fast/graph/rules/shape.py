@@ -1,9 +1,14 @@
 """Ops that move positions: views, permutations, concatenation. Features keep their values and change their places."""
 
+from __future__ import annotations
+
 import math
+from collections.abc import Iterable, Sequence
 
 import torch
 
+from ..features import Axis
+from ..op import Axes, Op
 from ..value import Value
 from .registry import register_rule
 from .zeros import carried
@@ -11,7 +16,7 @@ from .zeros import carried
 aten = torch.ops.aten
 
 
-def view_groups(before, after):
+def view_groups(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int], list[int]]]:
     """Pairs of dimension lists (of the input, of the output) with equal products, left to right."""
     groups, i, j = [], 0, 0
     while i < len(before) and j < len(after):
@@ -30,12 +35,12 @@ def view_groups(before, after):
     return [*groups, (list(range(i, len(before))), list(range(j, len(after))))]  # what is left over has size 1
 
 
-def regrouped(op, x, left, right, shape):
+def regrouped(op: Op, x: Value, left: list[int], right: list[int], shape: Sequence[int]) -> Axes:
     """The output axes of one group of a view; ``right`` are the output's dimensions in it, ``shape`` its whole shape."""
     axes = {d: op.axis(x, d) for d in left}
     if len(left) == len(right) == 1:
         return [axes[left[0]]]
-    featured = [d for d in left if axes[d] is not None and x.shape[d] > 1]
+    featured: list[int | None] = [d for d in left if axes[d] is not None and x.shape[d] > 1]
     if len(featured) != 1:
         featured = [None]
     for d in left:
@@ -60,14 +65,16 @@ def regrouped(op, x, left, right, shape):
     return [op.rearranged(axis, lambda ids: ids[columns[keeper][:, 0]]) if k == keeper else None for k in right]
 
 
-def positions(x, left, featured, right, shape, which):
+def positions(
+    x: Value, left: Sequence[int], featured: int, right: Sequence[int], shape: Sequence[int], which: int
+) -> torch.Tensor:
     """(size, rest): for each index along one of the output's dimensions, the positions of the featured axis that lie there."""
     whole = torch.arange(x.shape[featured]).reshape([-1 if d == featured else 1 for d in left])
     places = whole.expand([x.shape[d] for d in left]).reshape([shape[k] for k in right])
     return places.movedim(which, 0).reshape(shape[right[which]], -1)
 
 
-def doubt_split(op, axis, sizes):
+def doubt_split(op: Op, axis: Axis | None, sizes: Sequence[int]) -> None:
     """The sizes may be written into the code. A trial shows it, unless one of them may stand for another."""
     inner = sizes[-1]
     outer = math.prod(sizes[:-1])
@@ -81,10 +88,10 @@ def doubt_split(op, axis, sizes):
 @register_rule(
     aten.unflatten.int, aten.squeeze, aten.squeeze_, aten.unsqueeze, aten.unsqueeze_, aten.view_as, aten.reshape_as
 )
-def view(op):
+def view(op: Op) -> Value:
     x = op.inputs[0]
     shape = tuple(int(size) for size in op.shape)
-    axes = [None] * len(shape)
+    axes: Axes = [None] * len(shape)
     if 0 in shape:
         op.pin_all(f"is empty in {op.label}")
         return op.output(axes)
@@ -98,19 +105,19 @@ def view(op):
     return op.output(axes, carried([x], axes))
 
 
-def permuted(op, order):
+def permuted(op: Op, order: Iterable[int]) -> Value:
     x = op.inputs[0]
     axes = [op.axis(x, d) for d in order]
     return op.output(axes, carried([x], axes))
 
 
 @register_rule(aten.permute.default)
-def permute(op):
+def permute(op: Op) -> Value:
     return permuted(op, op["dims"])
 
 
 @register_rule(aten.transpose.int, aten.swapaxes.default, aten.swapdims.default)
-def transpose(op):
+def transpose(op: Op) -> Value:
     order = list(range(op.inputs[0].ndim))
     _, first, second = op.arguments.values()
     order[first], order[second] = order[second], order[first]
@@ -118,12 +125,12 @@ def transpose(op):
 
 
 @register_rule(aten.t.default, aten.numpy_T.default)
-def t(op):
+def t(op: Op) -> Value:
     return permuted(op, range(op.inputs[0].ndim)[::-1])
 
 
 @register_rule(aten.movedim.int, aten.movedim.intlist, aten.moveaxis.int, aten.moveaxis.intlist)
-def movedim(op):
+def movedim(op: Op) -> Value:
     order = list(range(op.inputs[0].ndim))
     sources, places = op["source"], op["destination"]
     pairs = [(sources, places)] if isinstance(sources, int) else list(zip(sources, places, strict=True))
@@ -133,17 +140,17 @@ def movedim(op):
 
 
 @register_rule(aten.mT.default, aten.adjoint.default, aten.mH.default)
-def last_two(op):
+def last_two(op: Op) -> Value:
     order = list(range(op.inputs[0].ndim))
     return permuted(op, [*order[:-2], order[-1], order[-2]])
 
 
 @register_rule(aten.cat.default, aten.concat.default, aten.concatenate.default)
-def cat(op):
+def cat(op: Op) -> Value:
     parts = [v for v in op.inputs if isinstance(v, Value) and v.shape != (0,)]
     ndim = parts[0].ndim
     dim = op["dim"] % ndim
-    axes = []
+    axes: list[Axis | None] = []
     for d in range(ndim):
         meeting = [op.axis(v, d) for v in parts]
         if all(axis is None for axis in meeting):
