@@ -29,6 +29,7 @@ def as_before():
     before = dict(registry.RULES), dict(registry.MODULES)
     with torch.random.fork_rng(), warnings.catch_warnings():
         torch.manual_seed(0)
+        warnings.simplefilter("ignore")
         yield
     for table, content in zip((registry.RULES, registry.MODULES), before, strict=True):
         table.clear()
