@@ -1,4 +1,4 @@
-"""For mkdocstrings: Sphinx's roles in docstrings become links to public names, else code; a docstring taken from another class is found."""
+"""For mkdocstrings: Sphinx's roles in docstrings become links; a docstring that is another class's is found."""
 
 import re
 from pathlib import Path

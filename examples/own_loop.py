@@ -4,8 +4,7 @@ Clipped gradients, a schedule, averaged weights that shrink along, a checkpoint 
 """
 
 import argparse
-import tempfile
-from pathlib import Path
+import io
 
 import torch
 from torch import nn
@@ -60,11 +59,9 @@ def main(argv=None):
     parts = around(model, x[:8], 2 * steps)
     before, first = sum(p.numel() for p in model.parameters()), train(model, parts, x, y, steps)[0]
     print("half way:", sn.features(model))
-
     parts[-1].trim()  # torch.save writes whole storages
-    with tempfile.TemporaryDirectory() as folder:
-        torch.save([thing.state_dict() for thing in (model, *parts)], Path(folder) / "half.pt")
-        states = torch.load(Path(folder) / "half.pt", weights_only=True)
+    torch.save([thing.state_dict() for thing in (model, *parts)], file := io.BytesIO())  # or a path
+    states = torch.load(io.BytesIO(file.getvalue()), weights_only=True)
     model = made(width, x[:8])
     sn.load_state_dict(model, states[0])  # first, so that everything else is made for the sizes that are left
     parts = around(model, x[:8], 2 * steps)

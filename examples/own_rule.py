@@ -1,6 +1,6 @@
 """An op and a module of one's own, taught with a rule each: python examples/own_rule.py [--tiny]
 
-Without their rules both would keep every feature that reaches them, with a warning. docs/rules.md says what a rule may do.
+Without their rules both would keep every feature that reaches them. docs/rules.md says what a rule may do.
 """
 
 import argparse
@@ -18,16 +18,15 @@ def scale_rows(x: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
 
 scale_rows.register_fake(lambda x, gain: torch.empty_like(x))
 scale_rows.register_autograd(
-    lambda ctx, grad: (grad * ctx.saved_tensors[1], (grad * ctx.saved_tensors[0]).flatten(0, -2).sum(0)),
+    lambda ctx, grad: (grad * ctx.saved_tensors[1], (grad * ctx.saved_tensors[0]).sum(0)),
     setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
 )
 
 
 @sn.register_rule(torch.ops.own_rule.scale_rows.default)
 def scale_rows_rule(op):
-    x, gain = op["x"], op["gain"]
-    op.unify(op.axis(x, -1), op.axis(gain, 0))  # they hold the same features
-    return op.output(op.axes(x), lambda zeros: zeros.of(x))  # zero in, zero out
+    op.unify(op.axis(op["x"], -1), op.axis(op["gain"], 0))  # they hold the same features
+    return op.output(op.axes(op["x"]), lambda zeros: zeros.of(op["x"]))  # zero in, zero out
 
 
 class Scaled(nn.Module):
@@ -48,9 +47,8 @@ class PeakNorm(Scaled):
 
 @sn.register_rule(PeakNorm)
 def peak_norm_rule(op):
-    (x,) = op.inputs
-    op.unify(op.axis(x, 1), op.axis(op.parameter("gain"), 0))
-    return op.output(op.axes(x), lambda zeros: zeros.of(x))
+    op.unify(op.axis(op.inputs[0], 1), op.axis(op.parameter("gain"), 0))
+    return op.output(op.axes(op.inputs[0]), lambda zeros: zeros.of(op.inputs[0]))
 
 
 def main(argv=None):

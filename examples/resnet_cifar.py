@@ -54,7 +54,6 @@ def main(argv=None):
     torch.manual_seed(0)
     width, blocks, steps, batch, side = (8, 1, 60, 16, 8) if options.tiny else (64, 3, 4000, 128, 32)
     lam, filter_lr = (2e-2, 5e-2) if options.tiny else (options.lam, 1e-2)
-
     x, y = images(options.data, 256 if options.tiny else 4096, side)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     x, y, model = x.to(device), y.to(device), resnet(width, blocks).to(device)

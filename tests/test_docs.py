@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import shrinknets_fast as sn
+from bench.registry import FAMILIES
 from shrinknets_fast.graph.rules import registry
 
 ROOT = Path(__file__).parent.parent
@@ -25,13 +26,14 @@ def blocks(page):
 
 @pytest.fixture(autouse=True)
 def as_before():
-    """Rules that a page registers are its own; so are its random numbers."""
-    before = dict(registry.RULES), dict(registry.MODULES)
+    """What a page registers is its own; so are its random numbers."""
+    tables = registry.RULES, registry.MODULES, FAMILIES
+    before = [dict(table) for table in tables]
     with torch.random.fork_rng(), warnings.catch_warnings():
         torch.manual_seed(0)
         warnings.simplefilter("ignore")
         yield
-    for table, content in zip((registry.RULES, registry.MODULES), before, strict=True):
+    for table, content in zip(tables, before, strict=True):
         table.clear()
         table.update(content)
 
@@ -86,9 +88,9 @@ def test_every_public_name_is_in_the_reference():
 
 
 def test_links_to_files_lead_somewhere():
-    """mkdocs checks those within docs/; these are the others."""
+    """On the site mkdocs checks them; here in the repository."""
     lost = []
-    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"):
+    for page in (*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"):
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
             if not (page.parent / target).exists():
                 lost.append((page.name, target))
