@@ -45,9 +45,9 @@ lint: build
 		clang-format --dry-run -Werror $(CPP); else echo "lint: clang-format skipped"; fi
 	@echo "lint: clean"
 
-# Quick: docstrings are read, not imported. A warning, such as a link that leads nowhere, is an error.
+# Quick: docstrings are read, not imported. A warning, such as a link that leads nowhere, is an error (but not with --quiet).
 docs: build
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "docs: open build/site/index.html"
 
 build: $(VENV)/.built
