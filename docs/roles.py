@@ -17,9 +17,14 @@ class Roles(griffe.Extension):
 
     def on_class_members(self, *, node, cls, **kwargs):
         taken = cls.members.get("__doc__")
-        if taken is not None and str(taken.value).endswith(".__doc__"):
+        if taken is not None and ".__doc__" in str(taken.value):
             source = cls.parent.members[str(taken.value).partition(".")[0]]
             cls.docstring = griffe.Docstring(source.docstring.value, parent=cls)
+
+    def on_object(self, *, obj, **kwargs):
+        public = obj.name in PLACES and obj.parent.is_module and ".ops." not in obj.path  # which has a Filter of its own
+        if public and not obj.is_attribute and obj.docstring is None:
+            griffe.logger.warning(f"{obj.path} is in the reference and has no docstring")
 
 
 def link(found):
