@@ -22,7 +22,7 @@ class Roles(griffe.Extension):
             cls.docstring = griffe.Docstring(source.docstring.value, parent=cls)
 
     def on_object(self, *, obj, **kwargs):
-        public = obj.name in PLACES and obj.parent.is_module and ".ops." not in obj.path  # which has a Filter of its own
+        public = obj.name in PLACES and obj.parent.is_module and ".ops." not in obj.path  # ops.filter has a Filter too
         if public and not obj.is_attribute and obj.docstring is None:
             griffe.logger.warning(f"{obj.path} is in the reference and has no docstring")
 

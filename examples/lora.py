@@ -36,19 +36,20 @@ def main(argv=None):
     parser.add_argument("--tiny", action="store_true")
     options = parser.parse_args(argv)
     torch.manual_seed(0)
-    width, rank, true_rank, steps = (32, 8, 2, 250) if options.tiny else (512, 64, 4, 1500)
+    width, rank, true_rank, steps = (32, 8, 2, 250) if options.tiny else (512, 64, 4, 1000)
 
     network = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
     x = torch.randn(4096, width)
+    scale = (true_rank * width) ** 0.5
     with torch.no_grad():  # the new task: the old one with a change of low rank in each layer
-        change = [torch.randn(width, true_rank) @ torch.randn(true_rank, width) / width for _ in range(2)]
+        change = [torch.randn(width, true_rank) @ torch.randn(true_rank, width) / scale for _ in range(2)]
         h = torch.relu(network[0](x) + x @ change[0].t())
         y = network[2](h) + h @ change[1].t()
 
     model = nn.Sequential(LoRA(network[0], rank), nn.ReLU(), LoRA(network[2], rank))
-    optimizer = torch.optim.Adam(sn.param_groups(model, lr=3e-3, filter_lr=1e-2))  # the frozen ones get no gradient
+    optimizer = torch.optim.Adam(sn.param_groups(model, lr=3e-3, filter_lr=2e-2))  # the frozen ones get no gradient
     gc = sn.GarbageCollector(model, x[:2], optimizers=optimizer, every=10)
-    lam, first, before = 3e-3, None, sum(p.numel() for p in model.parameters() if p.requires_grad)
+    lam, first, before = 1e-2, None, sum(p.numel() for p in model.parameters() if p.requires_grad)
     for _ in range(steps):
         rows = torch.randint(len(x), (128,))
         loss = nn.functional.mse_loss(model(x[rows]), y[rows])

@@ -59,23 +59,21 @@ def main(argv=None):
     x = torch.randn(2048, 16)
     y = (x @ torch.randn(16, 4)).argmax(1)
     layers = [nn.Linear(16, width), Scaled(width), nn.ReLU(), nn.Linear(width, width), PeakNorm(width), nn.ReLU()]
-    model = nn.Sequential(*layers, nn.Linear(width, 4))
-    sn.add_filters(model, x[:32])
+    model = sn.add_filters(nn.Sequential(*layers, nn.Linear(width, 4)), x[:32])
     optimizer = torch.optim.Adam(sn.param_groups(model, lr=3e-3, filter_lr=2e-2))
     gc = sn.GarbageCollector(model, x[:32], optimizers=optimizer, every=10)
-    before, first = sum(p.numel() for p in model.parameters()), None
+    before, losses = sum(p.numel() for p in model.parameters()), []
     for _ in range(steps):
         rows = torch.randint(len(x), (64,))
         loss = nn.functional.cross_entropy(model(x[rows]), y[rows])
-        first = first or loss.item()
+        losses.append(loss.item())
         optimizer.zero_grad()
         (loss + 5e-3 * sn.penalty(model)).backward()
         optimizer.step()
         gc.step()
     after = sum(p.numel() for p in sn.fold_filters(model).parameters())
-    print(sn.features(model), f"gains {model[1].gain.numel()} and {model[4].gain.numel()}")
-    print(f"parameters {before:,} to {after:,}, loss {first:.3f} to {loss.item():.3f}")
-    return before, after, first, loss.item()
+    print(f"{sn.features(model)}, parameters {before:,} to {after:,}, loss {losses[0]:.3f} to {losses[-1]:.3f}")
+    return before, after, losses[0], losses[-1]
 
 
 if __name__ == "__main__":
