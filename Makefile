@@ -20,17 +20,17 @@ BUILD_REQUIRES = import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'
 
 BENCH_REQUIRES = import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['bench'])
 
-.PHONY: demo test test-full bench lint build clean
+.PHONY: demo test test-full bench lint docs build clean
 demo: OUT ?= runs/demo
 demo: build
 	$(BIN)/python -m shrinknets_fast train --data digits --out $(OUT)
 	@echo "demo: look at $(OUT)/history.png; the small network is $(OUT)/plain.pt2"
 
-test: lint
+test: lint docs
 	$(BIN)/python -m pytest -n auto -m "not slow" tests
 	@echo "test: all passed; what takes longer is in 'make test-full'"
 
-test-full: lint
+test-full: lint docs
 	$(BIN)/python -m pytest -n auto tests
 	@echo "test-full: all passed, the slow ones too"
 
@@ -45,6 +45,11 @@ lint: build
 	@if command -v clang-format >/dev/null && [ -n "$(CPP)" ]; then \
 		clang-format --dry-run -Werror $(CPP); else echo "lint: clang-format skipped"; fi
 	@echo "lint: clean"
+
+# Quick: docstrings are read, not imported. A warning, such as a link that leads nowhere, is an error (but not with --quiet).
+docs: build
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "docs: open build/site/index.html"
 
 build: $(VENV)/.built
 
