@@ -72,13 +72,18 @@ def folded(layer: FoldedReads, name: str) -> torch.Tensor | None:
     return Source(layer, name, value).tensor(value, False)
 
 
+def has_theta(layer: nn.Module) -> bool:
+    """Not yet while a layer is made. Pruned, parametrized or replicated, a theta is no parameter of that name."""
+    return "theta" in layer._parameters or hasattr(layer, "theta")
+
+
 def computed(name: str) -> property:
     """A property that reads the parameter ``name`` with the layer's filter folded in."""
 
     def read(layer: FoldedReads) -> torch.Tensor | None:
         if name not in layer._parameters and name not in layer.__dict__:
             raise AttributeError(name)  # torch.nn.Module.__getattr__ then says it in its own words
-        if "theta" not in layer._parameters or is_unfolded():
+        if is_unfolded() or not has_theta(layer):
             return layer.raw(name)
         try:
             return folded(layer, name)
@@ -122,13 +127,18 @@ class FoldedReads(Layer):
         weight: Any = self.raw("weight")  # None in a batch norm without affine parameters alone
         return weight, self.raw("bias"), self.theta
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, FoldedTensor) and value.is_read_of(self, name):
+            return  # ``layer.weight *= 2`` has written in place, and assigns what it read
+        super().__setattr__(name, value)
+
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         if isinstance(param, FoldedTensor):
             if param.source.layer is not self:
                 raise ShrinkError(param.source.advice(f"register_parameter({name!r})"))
             param = param.source.parameter  # as pruning keeps it, under another name
         elif name in ("weight", "bias") and param is not None and not is_unfolded():
-            if name in self._parameters and "theta" in self._parameters:
+            if name in self._parameters and has_theta(self):
                 kind = f"{type(self).__name__}.{name}"
                 raise ShrinkError(f"{kind} is assigned, and the layer would multiply it by max(0, theta); {WAY_OUT}")
         super().register_parameter(name, param)

@@ -33,6 +33,9 @@ class FoldedTensor(torch.Tensor):
     def __hash__(self) -> NoReturn:
         raise ShrinkError(self.source.advice("it is looked up"))  # a group or an optimizer's state has the parameter
 
+    def is_read_of(self, layer: FoldedReads, name: str) -> bool:
+        return self.alias is False and self.source.layer is layer and self.source.name == name
+
     @classmethod
     def __torch_function__(
         cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
@@ -53,12 +56,17 @@ class FoldedTensor(torch.Tensor):
             raise ShrinkError(target.source.advice(kind.partition(".")[0]))
         source = next(t.source for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, cls))
         written = [t for t in pytree.tree_leaves((target, kwargs.get("out"))) if isinstance(t, cls)]
+        given, given_kwargs = args, kwargs
         args, kwargs = pytree.tree_map_only(cls, plain, (args, kwargs))
         if kind == "__deepcopy__":
             return args[0].detach().clone()
         if writes(kind) or "out" in kwargs and written:
             return write(func, kind, written, args, kwargs) or target
+        shared = [t for t in pytree.tree_leaves((given, given_kwargs)) if isinstance(t, cls) and t.alias is not None]
+        versions = [version(t) for t in shared]
         result = func(*args, **kwargs)
+        if versions != [version(t) for t in shared]:  # as relu(weight, inplace=True) does, whose name does not say so
+            raise ShrinkError(source.advice(f"{kind} writes to it in place"))
         if hasattr(result, "setflags"):
             result.setflags(write=False)  # numpy's array in the same memory
         return pytree.tree_map_only(torch.Tensor, lambda t: source.passed_on(t, kind), result)
@@ -145,6 +153,11 @@ def write(
 def plain(folded: torch.Tensor) -> torch.Tensor:
     with torch._C.DisableTorchFunctionSubclass():
         return folded.as_subclass(torch.Tensor)
+
+
+def version(folded: FoldedTensor) -> int | None:
+    with torch._C.DisableTorchFunctionSubclass():
+        return None if folded.is_inference() else folded._version
 
 
 def address(tensor: torch.Tensor) -> int:

@@ -63,6 +63,7 @@ def trial(optimizer: torch.optim.Optimizer) -> tuple[list[tuple[tuple[int, str],
             found = find_layouts((tuple(w.shape), wide.shapes(w)), (tuple(n.shape), narrow.shapes(n)))
             layouts.append({(w.dim(), path): layout for path, layout in found.items()})
         wide.shrink(layouts)
+        masked.bury()
         for run in (wide, masked):
             run.go(dead=True)
     spacings = [float(t.detach().abs().max()) * torch.finfo(t.dtype).eps for t in wide.tensors]
@@ -106,25 +107,29 @@ class Run:
         groups = representatives(optimizer, lambda p: (sizes_for(p), p.dtype, p.device))
         for group in groups:
             self.sizes += (sizes := [sizes_for(p) for p in group["params"]])
-            drawn = [self.drawn(size, p) for size, p in zip(sizes, group["params"], strict=True)]
+            drawn = [self.of_this_run(self.random(size), p) for size, p in zip(sizes, group["params"], strict=True)]
             group["params"] = [tensor.requires_grad_() for tensor in drawn]
             self.tensors += group["params"]
+        self.slopes = [self.random(sizes) for sizes in self.sizes]
         self.moves: list[list[torch.Tensor]] = [[] for _ in self.tensors]
         self.optimizer: Any = twin(optimizer, groups)
         if hasattr(self.optimizer, "train"):  # schedule-free ones refuse to step before it
             self.optimizer.train()
 
-    def drawn(self, sizes: Sequence[int], like: torch.Tensor, dead: bool = False) -> torch.Tensor:
-        value = torch.randn(sizes, generator=self.generator, dtype=torch.float64)
-        for dim in range(value.dim() if dead else 0):
-            value.select(dim, DEAD).zero_()
+    def random(self, sizes: Sequence[int]) -> torch.Tensor:
+        return torch.randn(sizes, generator=self.generator, dtype=torch.float64)
+
+    def of_this_run(self, value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         return (value if self.whole else without_dead(value)).to(like.device, like.dtype)
 
     def go(self, dead: bool = False) -> None:
         """A few steps. dead: from now on that feature's gradients are zeros; before, its state has got a past."""
         for _ in range(STEPS):
-            for p, sizes in zip(self.tensors, self.sizes, strict=True):
-                p.grad = self.drawn(sizes, p, dead)
+            for p, slope in zip(self.tensors, self.slopes, strict=True):
+                grad = slope + 0.5 * self.random(slope.shape)  # downhill, as in training: some find their rate by it
+                for dim in range(grad.dim() if dead else 0):
+                    grad.select(dim, DEAD).zero_()
+                p.grad = self.of_this_run(grad, p)
             before = [p.detach().clone() for p in self.tensors]
             try:
                 self.optimizer.step()
@@ -138,6 +143,13 @@ class Run:
 
     def shapes(self, parameter: torch.Tensor) -> dict[str, tuple[int, ...]]:
         return {path: tuple(t.shape) for path, t in self.state(parameter).items()}
+
+    @torch.no_grad()
+    def bury(self) -> None:
+        """What a guard does to the state of thetas, which are vectors."""
+        for p in [p for p in self.tensors if p.dim() == 1]:
+            for tensor in [t for t in self.state(p).values() if t.shape == p.shape]:
+                tensor[DEAD] = 0
 
     @torch.no_grad()
     def shrink(self, layouts: Sequence[dict[tuple[int, str], Layout]]) -> None:
