@@ -15,6 +15,7 @@ __all__ = ["features", "named_filters", "param_groups", "penalty", "thetas"]
 
 
 HOW = "add_filters(model, example_inputs) gives it some"
+REMOVE = "remove that first (torch.nn.utils.parametrize.remove_parametrizations, torch.nn.utils.prune.remove)"
 
 
 def named_filters(model: nn.Module) -> dict[str, FilterBase]:
@@ -36,9 +37,12 @@ def leave_fast_paths(model: nn.Module) -> None:
 
 
 def thetas(model: nn.Module) -> dict[str, nn.Parameter]:
-    """{"module.name.theta": Parameter}, a shared one once, under its first name."""
+    """{"module.name.theta": Parameter}, a shared one once, under its first name. Raises where something else computes it."""
     found: dict[int, tuple[str, nn.Parameter]] = {}
     for name, module in named_filters(model).items():
+        if "theta" not in module._parameters:
+            what = f"{name or type(module).__name__}.theta is computed by a parametrization or pruning, expected a parameter"
+            raise ShrinkError(f"{what}; {REMOVE}")
         found.setdefault(id(module.theta), (f"{name}.theta" if name else "theta", module.theta))
     return dict(found.values())
 

@@ -12,7 +12,7 @@ from .collector import GarbageCollector
 from .companions import Companions
 from .depth.gated import Gated, nothing
 from .errors import ShrinkError
-from .filters import named_filters
+from .filters import REMOVE, named_filters, thetas
 from .graph.constants import Constants, forgiven, move_into_biases
 from .graph.modules import copied
 from .graph.reading import Reading, example_of
@@ -56,12 +56,11 @@ def fold_filters(
 
     example_inputs: needed only if features are dead and no collector was made for this model.
     """
+    thetas(model)  # raises where one is no parameter
     for name, module in named_filters(model).items():
         if not isinstance(module, Filter) and not {"weight", "bias"} <= module._parameters.keys():
-            raise ShrinkError(
-                f"fold_filters: {name or type(module).__name__} has a weight or bias that a parametrization or pruning computes; "
-                "remove that first (torch.nn.utils.parametrize.remove_parametrizations, torch.nn.utils.prune.remove)"
-            )
+            what = f"{name or type(module).__name__} has a weight or bias that a parametrization or pruning computes"
+            raise ShrinkError(f"fold_filters: {what}; {REMOVE}")
     plain = copied(model)
     if any(not bool(m.alive.all()) for m in named_filters(plain).values()):
         args, kwargs = known_inputs(model, example_inputs, example_kwargs)

@@ -1,6 +1,7 @@
 """The collector from outside: exactness, what follows, what is refused."""
 
 import copy
+import pickle
 import warnings
 
 import pytest
@@ -460,3 +461,14 @@ def test_a_resumed_collector_leaves_what_the_original_would_leave():
     older = {k: v for k, v in state.items() if k != "seen"}
     resumed.load_state_dict(older)
     assert resumed.step().removed
+
+
+def test_a_copy_of_a_model_that_holds_its_collector_has_none():
+    model, x = mlp(), torch.randn(4, 16, dtype=torch.float64)
+    model.gc = sn.GarbageCollector(model, x)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        with pytest.raises(
+            sn.ShrinkError, match="^step: this came with a copy of a model; make a new GarbageCollector"
+        ):
+            twin.gc.step()
+    assert model.gc.step() is None

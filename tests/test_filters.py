@@ -5,6 +5,7 @@ import pytest
 import torch
 from networks import conv_net, mlp
 from torch import nn
+from torch.nn.utils import parametrize, prune
 
 import shrinknets_fast as sn
 
@@ -65,3 +66,37 @@ def test_convert_sync_batchnorm_would_drop_theta_and_is_refused(affine):
     for own in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         with pytest.raises(TypeError, match="weight"):  # what it reads there is no parameter
             nn.SyncBatchNorm.convert_sync_batchnorm(own)
+
+
+class Halved(nn.Module):
+    def forward(self, theta):
+        return theta / 2
+
+    def right_inverse(self, theta):
+        return theta * 2
+
+
+COMPUTED = {
+    "pruned": lambda layer: prune.identity(layer, "theta"),
+    "parametrized": lambda layer: parametrize.register_parametrization(layer, "theta", Halved()),
+}
+CALLS = {
+    "penalty": lambda model, x: sn.penalty(model),
+    "param_groups": lambda model, x: sn.param_groups(model, lr=0.1),
+    "collector": sn.GarbageCollector,
+    "fold_filters": sn.fold_filters,
+    "coverage": sn.coverage,
+    "mark_dead": sn.mark_dead,
+    "add_filters": sn.add_filters,
+}
+
+
+@pytest.mark.parametrize("how", COMPUTED)
+@pytest.mark.parametrize("call", CALLS)
+def test_a_theta_that_something_computes_is_refused_in_one_line(how, call):
+    model, x = nn.Sequential(sn.FilteredLinear(3, 4), nn.Linear(4, 2)), torch.randn(2, 3)
+    COMPUTED[how](model[0])
+    with pytest.raises(
+        sn.ShrinkError, match="^0.theta is computed by a parametrization or pruning, expected a parameter"
+    ):
+        CALLS[call](model, x)

@@ -115,6 +115,35 @@ def test_a_closure_that_computes_gradients_anew():
 
 
 @pytest.mark.parametrize("fused", [False, True])
+class Ahead(torch.optim.SGD):
+    """Computes gradients at a point that it keeps, as schedule-free optimizers do."""
+
+    def step(self, closure):
+        for p in self.param_groups[0]["params"]:
+            p.data.copy_(self.state[p].setdefault("point", p.detach().clone()))
+        closure()
+        super().step()
+        for p in self.param_groups[0]["params"]:
+            self.state[p]["point"].copy_(p.detach())
+
+
+def test_a_step_that_computes_with_a_theta_of_its_state():
+    model, x, seen = net(), torch.randn(8, 6), []
+    optimizer = Ahead(model.parameters(), lr=0.1)
+    gc = sn.GarbageCollector(model, x, optimizers=optimizer)  # noqa: F841  its hooks live as long as it
+
+    def closure():
+        optimizer.zero_grad()
+        seen.append(model[0].theta.detach().clone())
+        model(x).square().sum().backward()
+
+    optimizer.step(closure)
+    with torch.no_grad():
+        model[0].theta[:6] = 0
+    optimizer.step(closure)
+    assert not seen[1][:6].any() and seen[1][6:].all()
+
+
 def test_a_step_that_the_scaler_skips_neither_kills_nor_revives(fused):
     model, x = net(), torch.randn(8, 6)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.05, fused=fused)

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from ..checks import check_gradients
 from ..errors import ShrinkError, warn
-from ..filters import leave_fast_paths, named_filters
+from ..filters import leave_fast_paths, named_filters, thetas
 from ..watch import Watch
 from .hub import Hub, find_hubs
 from .network import Network
@@ -125,6 +125,7 @@ def read(
 
     theta_names: {id(theta): the filter's dotted name}.
     """
+    thetas(model)  # raises where one is no parameter
     network = Network(trace(model, args, kwargs))
     hubs = find_hubs(network, theta_names)
     rehearsal = Rehearsal(model, args, kwargs)
