@@ -139,7 +139,9 @@ def test_exact_or_said(name, record_property):
             assert "\n" not in str(error) and "optimizer" in str(error)
             return record_property("outcome", f"refused: {error}")
     told = [str(w.message) for w in said if issubclass(w.category, UserWarning) and "statistics" in str(w.message)]
-    told += [str(w.message) for w in said if "could not be tried" in str(w.message)]
+    told += [
+        text for w in said if any(words in (text := str(w.message)) for words in ("not be tried", "small tensors"))
+    ]
     losses = [steps(m, o, batches[:REMOVAL]) for m, o in zip((model, masked), optimizers, strict=True)]
     if told and not torch.allclose(*losses):  # draws numbers of its own
         return record_property("outcome", f"warned, not repeatable: {told[0]}")
@@ -157,6 +159,8 @@ def test_exact_or_said(name, record_property):
         assert told and "\n" not in str(error), f"refused at the removal, and nothing was said before: {error}"
         return record_property("outcome", f"warned, refused at the removal: {error}")
     assert removed == dead
+    if any("small tensors" in text or "not be tried" in text for text in told):  # its step may fail from here on
+        return record_property("outcome", f"warned: {told[0]}")
     losses = [steps(m, o, batches[REMOVAL:]) for m, o in zip((model, masked), optimizers, strict=True)]
     drift = float((losses[0] - losses[1]).abs().max() / losses[1].abs().max())
     record_property("outcome", f"{'warned' if told else 'exact'}, differs by {drift:.1e}")
