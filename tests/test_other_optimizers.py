@@ -19,7 +19,13 @@ TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}  # of outputs of size 1, 
 STEPS, REMOVAL = 10, 5
 # Their own step needs what no gradient of a filtered layer gives, or another calling convention than step() or step(closure).
 ANOTHER_LOOP = {"BSAM", "SAM", "GSAM", "WSAM", "LookSAM", "FriendlySAM", "PCGrad", "SPlus", "DynamicLossScaler"}
-ANOTHER_LOOP |= {"SAMWrapper", "SplitOpt", "SOAPBase", "PSGDBase"}
+ANOTHER_LOOP |= {
+    "SAMWrapper",
+    "SplitOpt",
+    "SOAPBase",
+    "PSGDBase",
+    "LoRARite",
+}  # the last pairs parameters by their order
 
 
 def importable(name):
