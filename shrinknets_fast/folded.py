@@ -102,7 +102,10 @@ def computed(name: str) -> property:
 
 
 class FoldedReads(Layer):
-    """Mixin of the filtered layers that have a weight and a bias."""
+    """Mixin of the filtered layers that have a weight and a bias.
+
+    It has no ``__setattr__``: fully_shard swaps parameters past register_parameter only where that is torch.nn.Module's own.
+    """
 
     __jit_unused_properties__ = ["weight", "bias", "alive"]
     if TYPE_CHECKING:
@@ -126,11 +129,6 @@ class FoldedReads(Layer):
             )
         weight: Any = self.raw("weight")  # None in a batch norm without affine parameters alone
         return weight, self.raw("bias"), self.theta
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if isinstance(value, FoldedTensor) and value.is_read_of(self, name):
-            return  # ``layer.weight *= 2`` has written in place, and assigns what it read
-        super().__setattr__(name, value)
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         if isinstance(param, FoldedTensor):

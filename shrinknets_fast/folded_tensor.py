@@ -33,9 +33,6 @@ class FoldedTensor(torch.Tensor):
     def __hash__(self) -> NoReturn:
         raise ShrinkError(self.source.advice("it is looked up"))  # a group or an optimizer's state has the parameter
 
-    def is_read_of(self, layer: FoldedReads, name: str) -> bool:
-        return self.alias is False and self.source.layer is layer and self.source.name == name
-
     @classmethod
     def __torch_function__(
         cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None

@@ -68,12 +68,14 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 x, mesh = torch.randn(8, 10), init_device_mesh("cpu", (1,))
 model = sn.add_filters(nn.Sequential(nn.Linear(10, 16), nn.ReLU(), nn.Linear(16, 3)), x)
-gc = sn.GarbageCollector(model, x)
+gc, expected = sn.GarbageCollector(model, x), model(x)
 fully_shard(model, mesh=mesh)
 made = [lambda name=name: getattr(sn, name)(model, x) for name in ("GarbageCollector", "add_filters", "coverage")]
 for call in (*made, gc.step, gc.plan):
     try: call()
     except sn.ShrinkError as error: print(error)
+torch.testing.assert_close(model(x), expected)  # it trains all the same
+model(x).sum().backward()
 dist.destroy_process_group()
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
