@@ -19,6 +19,7 @@ from .errors import ShrinkError
 from .folded_tensor import WAY_OUT, FoldedTensor, Source
 from .ops.filter import filter
 from .ops.fold import fold
+from .sharded import for_fully_shard, is_sharded
 
 __all__ = ["FoldedReads", "is_unfolded", "unfolded"]
 
@@ -85,6 +86,11 @@ def computed(name: str) -> property:
             raise AttributeError(name)  # torch.nn.Module.__getattr__ then says it in its own words
         if is_unfolded() or not has_theta(layer):
             return layer.raw(name)
+        if is_sharded(layer.raw(name)):
+            if for_fully_shard(1):
+                return layer.raw(name)
+            kind = f"{type(layer).__name__}.{name}"
+            raise ShrinkError(f"{kind} is sharded, so it cannot be read with its filter in it; {WAY_OUT}")
         try:
             return folded(layer, name)
         except AttributeError as error:  # would send Python to the parameter

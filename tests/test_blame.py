@@ -71,7 +71,7 @@ model = sn.add_filters(nn.Sequential(nn.Linear(10, 16), nn.ReLU(), nn.Linear(16,
 gc, expected = sn.GarbageCollector(model, x), model(x)
 fully_shard(model, mesh=mesh)
 made = [lambda name=name: getattr(sn, name)(model, x) for name in ("GarbageCollector", "add_filters", "coverage")]
-for call in (*made, gc.step, gc.plan):
+for call in (*made, gc.step, gc.plan, lambda: model[0].weight):
     try: call()
     except sn.ShrinkError as error: print(error)
 torch.testing.assert_close(model(x), expected)  # it trains all the same
@@ -80,7 +80,8 @@ dist.destroy_process_group()
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     lines = result.stdout.splitlines()
-    assert len(lines) == 5 and all(
+    assert len(lines) == 6 and all(
         "0.weight is a DTensor" in line and "DistributedDataParallel" in line for line in lines[:3]
     )
-    assert all("was replaced since the model was traced" in line for line in lines[3:])
+    assert all("was replaced since the model was traced" in line for line in lines[3:5])
+    assert "FilteredLinear.weight is sharded, so it cannot be read with its filter in it" in lines[5]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from ..errors import ShrinkError
+from ..sharded import is_sharded
 from .blame import blame, quiet, shortened
 from .draws import same_draws
 from .modules import copied
@@ -80,11 +80,6 @@ def lookup(model: nn.Module, name: str) -> torch.Tensor | None:
     except AttributeError:
         return None
     return module._parameters.get(leaf, module._buffers.get(leaf))  # an attribute may be computed when it is read
-
-
-def is_sharded(tensor: torch.Tensor) -> bool:
-    sharding = sys.modules.get("torch.distributed.tensor")  # 0.7 s to import, and not in every build
-    return sharding is not None and isinstance(tensor, sharding.DTensor)
 
 
 def trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Traced]:
