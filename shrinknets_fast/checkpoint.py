@@ -8,18 +8,18 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.module import _IncompatibleKeys
 
 from .depth.closing import branches_that_left
 from .errors import ShrinkError
 from .filters import leave_fast_paths
 from .graph.modules import Sizes, make_persistent
+from .insides import IncompatibleKeys
 
 __all__ = ["load_state_dict"]
 
 
 @torch.no_grad()
-def load_state_dict(model: nn.Module, state_dict: Mapping[str, Any]) -> _IncompatibleKeys:
+def load_state_dict(model: nn.Module, state_dict: Mapping[str, Any]) -> IncompatibleKeys:
     """Resize ``model`` to the sizes in ``state_dict``, then load it strictly. Parameters keep their identity.
 
     model: has the same names, and every tensor is at least as large as in the checkpoint; a branch that had left the network

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from .errors import ShrinkError
+from .insides import DisableTorchFunctionSubclass, pytree
 
 if TYPE_CHECKING:
     from .folded import FoldedReads
@@ -148,12 +148,12 @@ def write(
 
 
 def plain(folded: torch.Tensor) -> torch.Tensor:
-    with torch._C.DisableTorchFunctionSubclass():
+    with DisableTorchFunctionSubclass():
         return folded.as_subclass(torch.Tensor)
 
 
 def version(folded: FoldedTensor) -> int | None:
-    with torch._C.DisableTorchFunctionSubclass():
+    with DisableTorchFunctionSubclass():
         return None if folded.is_inference() else folded._version
 
 

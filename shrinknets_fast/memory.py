@@ -6,6 +6,8 @@ from collections.abc import Iterable
 
 import torch
 
+from .insides import users_of
+
 
 @torch.no_grad()
 def trim(tensors: Iterable[torch.Tensor], waste: float) -> int:
@@ -26,4 +28,4 @@ def trim(tensors: Iterable[torch.Tensor], waste: float) -> int:
 
 def is_alone(storage: torch.UntypedStorage) -> bool:
     """Whether one tensor and ``storage``, the Python object at hand, are all that holds this memory."""
-    return torch._C._storage_Use_Count(storage._cdata) == 2
+    return users_of(storage) == 2

@@ -30,8 +30,8 @@ __all__ = [
 Device = torch.device | str | int | None
 
 if TYPE_CHECKING:  # what the mixins find behind them
-    from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
-    from torch.nn.modules.conv import _ConvNd as Conv
+    from .insides import BatchNorm
+    from .insides import ConvNd as Conv
 else:
     BatchNorm = Conv = object
 

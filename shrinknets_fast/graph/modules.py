@@ -9,12 +9,9 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.conv import _ConvNd
-from torch.nn.modules.instancenorm import _InstanceNorm
-from torch.utils import _pytree as pytree
 
 from ..errors import ShrinkError
+from ..insides import ConvNd, InstanceNorm, NormBase, pytree
 
 Model = TypeVar("Model", bound=nn.Module)
 EVERY_MODULE = set(vars(nn.Module()))  # the names of its attributes
@@ -66,14 +63,14 @@ class Sizes:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        convs = [(name, m) for name, m in model.named_modules() if isinstance(m, _ConvNd)]
+        convs = [(name, m) for name, m in model.named_modules() if isinstance(m, ConvNd)]
         self.depthwise = {name for name, m in convs if 1 < m.groups == m.in_channels}
         self.given: dict[str, int] = {}  # name -> channels that an instance norm without a tensor was given
 
     def sync(self, model: nn.Module) -> None:
         """Set them to what the tensors of ``model``, a copy or the one that they were made of, say."""
         for name, module in model.named_modules():
-            if isinstance(module, _NormBase):
+            if isinstance(module, NormBase):
                 sync_norm(module, self.given.get(name))
                 continue
             shape = shape_of_weight(module)
@@ -81,7 +78,7 @@ class Sizes:
                 continue
             if isinstance(module, nn.Linear):
                 module.out_features, module.in_features = shape
-            elif isinstance(module, _ConvNd):
+            elif isinstance(module, ConvNd):
                 sync_conv(module, shape, name in self.depthwise)
             elif isinstance(module, nn.PReLU):
                 module.num_parameters = shape.numel()
@@ -91,10 +88,10 @@ class Sizes:
     def watch(self, model: nn.Module) -> None:
         """Note what instance norms are given in a forward: without tensors nothing else tells, and torch warns if it differs."""
         for name, module in model.named_modules():
-            if isinstance(module, _InstanceNorm) and not tensors_of(module):
+            if isinstance(module, InstanceNorm) and not tensors_of(module):
                 module.register_forward_pre_hook(functools.partial(self._note, name), with_kwargs=True)
 
-    def _note(self, name: str, module: _InstanceNorm, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _note(self, name: str, module: InstanceNorm, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x = args[0] if args else kwargs["input"]
         module.num_features = self.given[name] = x.shape[-module._get_no_batch_dim()]
 
@@ -112,7 +109,7 @@ def shape_of_weight(module: nn.Module) -> torch.Size | None:
     return max((p.shape for p in originals), key=torch.Size.numel, default=None)
 
 
-def sync_conv(module: _ConvNd, shape: torch.Size, depthwise: bool) -> None:
+def sync_conv(module: ConvNd, shape: torch.Size, depthwise: bool) -> None:
     first, second = shape[:2]
     if depthwise:
         module.groups = first * module.groups // (module.in_channels if module.transposed else module.out_channels)
@@ -120,12 +117,12 @@ def sync_conv(module: _ConvNd, shape: torch.Size, depthwise: bool) -> None:
     module.in_channels, module.out_channels = inputs, outputs
 
 
-def sync_norm(module: _NormBase, given: int | None) -> None:
+def sync_norm(module: NormBase, given: int | None) -> None:
     size = next((t.numel() for t in tensors_of(module)), given)
     if size is not None:
         module.num_features = size
 
 
-def tensors_of(norm: _NormBase) -> list[torch.Tensor]:
+def tensors_of(norm: NormBase) -> list[torch.Tensor]:
     own = norm._parameters
     return [t for t in (own.get("weight"), norm.running_mean, own.get("theta")) if t is not None]

@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from ..errors import ShrinkError
+from ..insides import OpOverload, TorchDispatchMode, disable_current_modes, pytree
 
 aten = torch.ops.aten
 
@@ -56,7 +55,7 @@ class Numbers(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if not self.inside and isinstance(func, torch._ops.OpOverload):
+        if not self.inside and isinstance(func, OpOverload):
             self.note(func, numbers_of(func, args, kwargs or {}))
             self.note_integers(func, args, kwargs or {})
             self.note_values(func, args)
@@ -139,7 +138,7 @@ PLACING = {aten.constant_pad_nd.default, aten.roll.default, aten.select.int}
 
 
 def name_of(func: Any) -> str:
-    return str(func) if isinstance(func, torch._ops.OpOverload) else getattr(func, "__name__", str(func))
+    return str(func) if isinstance(func, OpOverload) else getattr(func, "__name__", str(func))
 
 
 def numbers_of(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Any, ...]:
@@ -161,7 +160,7 @@ def numbers_of(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[
 
 
 def values_in(tensor: torch.Tensor) -> str:
-    with _disable_current_modes():
+    with disable_current_modes():
         return str(tensor.tolist())  # text: a NaN is equal to itself
 
 

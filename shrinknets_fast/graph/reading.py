@@ -8,11 +8,11 @@ from typing import Any, Unpack
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from ..checks import check_gradients
 from ..errors import ShrinkError, warn
 from ..filters import leave_fast_paths, named_filters, thetas
+from ..insides import pytree
 from ..watch import Watch
 from .hub import Hub, find_hubs
 from .network import Network

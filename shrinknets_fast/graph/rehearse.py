@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils import _pytree as pytree
 
 from ..dispatch import folding
 from ..errors import ShrinkError
+from ..insides import FakeTensorMode, pytree
 from .blame import blame, quiet, shortened
 from .draws import same_draws
 from .modules import Sizes, copied

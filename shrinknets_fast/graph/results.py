@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from ..errors import ShrinkError
+from ..insides import pytree
 
 
 def tensors_in(output: Any) -> list[torch.Tensor]:

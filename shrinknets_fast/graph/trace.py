@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from ..errors import ShrinkError
+from ..insides import NormBase
 from ..sharded import is_sharded
 from .blame import blame, quiet, shortened
 from .draws import same_draws
@@ -38,7 +38,7 @@ def mode_of(model: nn.Module, training: bool) -> Iterator[None]:
     A batch norm's cumulative average (``momentum=None``) reads a counter, which no trace can do; any number stands in for it.
     """
     before = [(module, module.training) for module in model.modules()]
-    cumulative = [m for m in model.modules() if isinstance(m, _NormBase) and m.momentum is None]
+    cumulative = [m for m in model.modules() if isinstance(m, NormBase) and m.momentum is None]
     try:
         model.train(training)
         for norm in cumulative:

@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 
+from ..insides import function_modes_active, transforms_active
+
 
 def eager() -> bool:
     """Neither ``torch.compile`` nor ``torch.export`` nor a transform of ``torch.func`` nor a mode for functions is looking."""
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if torch.compiler.is_compiling() or transforms_active():
         return False
-    return not torch._C._len_torch_function_stack()
+    return not function_modes_active()
 
 
 class Refusal(torch.autograd.Function):

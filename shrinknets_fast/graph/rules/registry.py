@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
+from ...insides import OpOverload, OpOverloadPacket
+
 if TYPE_CHECKING:
     from ..op import Op
     from ..value import Value
 
 Rule = Callable[[Any], "Value | Sequence[Value] | None"]  # of an Op, or of a ModuleOp
 R = TypeVar("R", bound=Rule)
-Registered = torch._ops.OpOverload | torch._ops.OpOverloadPacket | torch.Tag | type
+Registered = OpOverload | OpOverloadPacket | torch.Tag | type
 
 RULES: dict[Any, Rule] = {}  # by overload, or by tag: of all ops that have the tag and no rule of their own
 MODULES: dict[str, Rule] = {}  # qualified class name -> the rule of a call of such a module as a whole
@@ -32,9 +34,7 @@ def register_rule(*ops: Registered) -> Callable[[R], R]:
             MODULES[f"{kind.__module__}.{kind.__qualname__}"] = rule
         ops_only = [op for op in ops if not isinstance(op, type)]
         for op in [*ops_only, *filter(None, map(in_place, ops_only))]:
-            overloads = (
-                [getattr(op, name) for name in op.overloads()] if isinstance(op, torch._ops.OpOverloadPacket) else [op]
-            )
+            overloads = [getattr(op, name) for name in op.overloads()] if isinstance(op, OpOverloadPacket) else [op]
             for overload in overloads:
                 RULES[overload] = rule
         return rule
@@ -42,7 +42,7 @@ def register_rule(*ops: Registered) -> Callable[[R], R]:
     return register
 
 
-def named(*names: str, namespace: str = "aten") -> list[torch._ops.OpOverloadPacket]:
+def named(*names: str, namespace: str = "aten") -> list[OpOverloadPacket]:
     """The ops of these names that this torch has."""
     packets = getattr(torch.ops, namespace)
     return [getattr(packets, name) for name in names if hasattr(packets, name)]
@@ -56,7 +56,7 @@ def find(op: Op) -> Rule | None:
 
 def rule_of(target: Any) -> Rule | None:
     """Its own rule, its functional variant's, or that of its tag."""
-    if not isinstance(target, torch._ops.OpOverload):
+    if not isinstance(target, OpOverload):
         return RULES.get(target)
     for candidate in (target, functional(target)):
         if candidate in RULES:
@@ -66,15 +66,15 @@ def rule_of(target: Any) -> Rule | None:
     return None
 
 
-def in_place(packet: Any) -> torch._ops.OpOverloadPacket | None:
+def in_place(packet: Any) -> OpOverloadPacket | None:
     """add to add_: the overloads' names may differ, so all of them are meant. None where there is no such packet."""
-    if not isinstance(packet, torch._ops.OpOverloadPacket):
+    if not isinstance(packet, OpOverloadPacket):
         return None
     namespace, _, name = packet._qualified_op_name.partition("::")
     return getattr(getattr(torch.ops, namespace), f"{name}_", None)
 
 
-def functional(target: torch._ops.OpOverload) -> torch._ops.OpOverload | None:
+def functional(target: OpOverload) -> OpOverload | None:
     """add_.Tensor to add.Tensor; None for an op that is no in-place variant of another."""
     namespace, _, name = target.overloadpacket._qualified_op_name.partition("::")
     if not name.endswith("_") or name.endswith("__"):

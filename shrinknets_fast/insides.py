@@ -1,0 +1,76 @@
+"""The private names of torch that this package needs, each once. What a new torch has lost fails in tests/test_insides.py first.
+
+``torch._check`` and ``torch._foreach_*`` are in torch's own documentation and stand where they are used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch._C import DisableTorchFunctionSubclass
+from torch._ops import OpOverload, OpOverloadPacket
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
+from torch.nn.modules.batchnorm import _NormBase as NormBase
+from torch.nn.modules.conv import _ConvNd as ConvNd
+from torch.nn.modules.instancenorm import _InstanceNorm as InstanceNorm
+from torch.nn.modules.module import _IncompatibleKeys as IncompatibleKeys
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import _disable_current_modes as disable_current_modes
+
+__all__ = [
+    "ATTRIBUTES",
+    "BatchNorm",
+    "ConvNd",
+    "DisableTorchFunctionSubclass",
+    "FakeTensorMode",
+    "IncompatibleKeys",
+    "InstanceNorm",
+    "NormBase",
+    "OpOverload",
+    "OpOverloadPacket",
+    "TorchDispatchMode",
+    "disable_current_modes",
+    "function_modes_active",
+    "pytree",
+    "transforms_active",
+    "users_of",
+]
+
+# Attributes that are read where they are needed, and an object that has each.
+ATTRIBUTES: dict[str, Callable[[], Any]] = {
+    "_parameters": nn.Module,
+    "_buffers": nn.Module,
+    "_modules": nn.Module,
+    "_non_persistent_buffers_set": nn.Module,
+    "_compiled_call_impl": nn.Module,
+    "_load_from_state_dict": nn.Module,
+    "_reversed_padding_repeated_twice": lambda: nn.Conv2d(1, 1, 1),
+    "_get_no_batch_dim": lambda: nn.InstanceNorm2d(1),
+    "_version": lambda: torch.zeros(1),
+    "_schema": lambda: torch.ops.aten.add.Tensor,
+    "_overloadname": lambda: torch.ops.aten.add.Tensor,
+    "_qualified_op_name": lambda: torch.ops.aten.add,
+    "_unsafe_view": lambda: torch.ops.aten,
+    "_optimizer_step_pre_hooks": lambda: torch.optim.SGD([torch.zeros(1)]),
+    "_orig_mod": lambda: torch.compile(nn.Module()),
+}
+
+
+def transforms_active() -> bool:
+    """Whether torch.func's grad, vmap or the like is at work."""
+    return torch._C._are_functorch_transforms_active()
+
+
+def function_modes_active() -> bool:
+    """Whether a TorchFunctionMode looks on."""
+    return bool(torch._C._len_torch_function_stack())
+
+
+def users_of(storage: torch.UntypedStorage) -> int:
+    """How many tensors and Python objects hold this memory."""
+    return torch._C._storage_Use_Count(storage._cdata)
