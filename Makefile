@@ -20,7 +20,7 @@ BUILD_REQUIRES = import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'
 
 BENCH_REQUIRES = import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['bench'])
 
-.PHONY: demo test test-full bench lint docs build clean
+.PHONY: demo test test-full bench mutants lint docs build clean
 demo: OUT ?= runs/demo
 demo: build
 	$(BIN)/python -m shrinknets_fast train --data digits --out $(OUT)
@@ -37,6 +37,10 @@ test-full: lint docs
 # Rows are appended to bench/results, or to OUT; the last lines are a table.
 bench: $(VENV)/.bench
 	$(BIN)/python -m bench all $(if $(filter-out 0,$(QUICK)),--quick) $(if $(OUT),--out $(OUT)) $(if $(DATA),--data $(DATA))
+
+# Tests of the tests: planted faults, each of which its test file has to catch. About 15 minutes.
+mutants: build
+	$(BIN)/python tests/mutants/run.py
 
 lint: build
 	$(BIN)/ruff check .

@@ -1,0 +1,95 @@
+"""Tests of the tests: each single-line fault of faults.toml is planted in a copy of the package, and its test file has to fail.
+
+    python tests/mutants/run.py [WORDS]      all, or those whose file or line has one of these words
+    make mutants
+
+Prints a row for each. Exit status 1 if a fault survives that gives no reason, if one is caught that gives one, or if a line to be
+changed is gone. Faults in C++ take a build without CUDA; they come last.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+FAULTS = Path(__file__).parent / "faults.toml"
+COPIED = ("shrinknets_fast", "tests", "bench", "csrc", "pyproject.toml", "CMakeLists.txt", "setup.py")
+LIMIT = 600  # seconds; a fault may make an endless loop
+
+
+def main(words):
+    faults = tomllib.loads(FAULTS.read_text())["fault"]
+    chosen = [f for f in faults if not words or any(w in f["file"] + f["old"] for w in words)]
+    wrong = 0
+    with tempfile.TemporaryDirectory() as folder:
+        copy_to(Path(folder))
+        for fault in sorted(chosen, key=lambda fault: fault["file"].startswith("csrc")):
+            said = outcome(Path(folder), fault)
+            expected = "survives" if "reason" in fault else "caught"
+            wrong += said != expected
+            note = fault.get("reason", "")
+            print(f"{said:<9} {fault['file']}: {fault['old'].strip()} -> {fault['new'].strip()}  {note}", flush=True)
+    print(f"{len(chosen)} faults, {wrong} not as expected")
+    return int(wrong > 0)
+
+
+def copy_to(folder):
+    for name in COPIED:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, folder / name)
+
+
+def outcome(folder, fault):
+    """ "caught", "survives", or what is wrong with the fault itself."""
+    path = folder / fault["file"]
+    text = path.read_text()
+    if text.count(fault["old"]) != 1:
+        return f"{text.count(fault['old'])} times"
+    path.write_text(text.replace(fault["old"], fault["new"]))
+    built = folder / "shrinknets_fast" / "_C_cpu.so"
+    library = built.read_bytes()
+    try:
+        if fault["file"].startswith("csrc") and not builds(folder):
+            return "no build"
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-x",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "-m",
+            "not slow",
+            *fault["tests"].split(),
+        ]
+        try:
+            run = subprocess.run(command, cwd=folder, env=environment(folder), capture_output=True, timeout=LIMIT)
+        except subprocess.TimeoutExpired:
+            return "caught"
+        return {0: "survives", 1: "caught"}.get(run.returncode, f"status {run.returncode}")
+    finally:
+        path.write_text(text)
+        built.unlink()
+        built.write_bytes(library)
+
+
+def builds(folder):
+    command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+    return not subprocess.run(command, cwd=folder, env=environment(folder), capture_output=True).returncode
+
+
+def environment(folder):
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    return {**os.environ, "PYTHONPATH": str(folder), "SN_CUDA": "0", "PATH": path}
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
