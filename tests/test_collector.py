@@ -298,7 +298,7 @@ class Branches(nn.Module):
 def test_control_flow_that_depends_on_data_is_refused_in_short():
     with pytest.raises(sn.ShrinkError, match="Branches cannot be traced") as error:
         sn.GarbageCollector(Branches(), torch.randn(2, 4))
-    assert "\n" not in str(error.value) and len(str(error.value)) < 500
+    assert "\n" not in str(error.value) and len(str(error.value).replace(__file__, "")) < 500
     assert "torch.cond" in str(error.value)
 
 

@@ -114,7 +114,6 @@ def test_a_closure_that_computes_gradients_anew():
     assert (model[0].theta[:4] == 0).all()
 
 
-@pytest.mark.parametrize("fused", [False, True])
 class Ahead(torch.optim.SGD):
     """Computes gradients at a point that it keeps, as schedule-free optimizers do."""
 
@@ -144,6 +143,7 @@ def test_a_step_that_computes_with_a_theta_of_its_state():
     assert not seen[1][:6].any() and seen[1][6:].all()
 
 
+@pytest.mark.parametrize("fused", [False, True])
 def test_a_step_that_the_scaler_skips_neither_kills_nor_revives(fused):
     model, x = net(), torch.randn(8, 6)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.05, fused=fused)

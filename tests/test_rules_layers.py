@@ -232,3 +232,13 @@ def test_a_batch_norm_behind_a_filter_moves_its_zeros(affine):
     norm = nn.BatchNorm2d(8, affine=affine)
     norm.running_mean.copy_(torch.linspace(-0.5, 0.9, 8))
     stays(image_case(norm), "is not zero where")
+
+
+@pytest.mark.parametrize("tracked", [False, True])
+def test_an_instance_norm_moves_zeros_by_running_statistics_alone(tracked):
+    norm = nn.InstanceNorm2d(8, track_running_stats=tracked)
+    if tracked:
+        norm.running_mean.copy_(torch.linspace(-0.5, 0.9, 8))
+        stays(image_case(norm), "is not zero where")
+    else:
+        leaves(image_case(norm))
