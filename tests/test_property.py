@@ -17,6 +17,11 @@ from shrinknets_fast.graph import order
 CASES = int(os.environ.get("SN_PROPERTY_CASES", "200"))
 FIRST = int(os.environ.get("SN_PROPERTY_FIRST", "0"))
 BATCH = 20
+QUICK = 100  # of the default cases, the rest is for make test-full
+BATCHES = [
+    pytest.param(first, marks=[pytest.mark.slow] if CASES == 200 and first - FIRST >= QUICK else [])
+    for first in range(FIRST, FIRST + CASES, BATCH)
+]
 
 OPTIMIZERS = {
     "SGD": lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9, weight_decay=1e-3),
@@ -87,7 +92,7 @@ def order_of_features(request, monkeypatch):
     return request.param
 
 
-@pytest.mark.parametrize("first", range(FIRST, FIRST + CASES, BATCH))
+@pytest.mark.parametrize("first", BATCHES)
 def test_collecting_changes_nothing(first):
     counts = [described(seed, check) for seed in range(first, min(first + BATCH, FIRST + CASES))]
     deaths, removed = (sum(column) for column in zip(*counts, strict=True))

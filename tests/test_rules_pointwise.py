@@ -174,3 +174,8 @@ def test_a_write_in_place_is_read_from_there_on():
         return kept * 2.0
 
     stays(row_case(middle), "is not zero where")
+
+
+def test_one_feature_that_meets_many_stays():
+    case = row_case(lambda y: y + torch.zeros(7, dtype=torch.float64), width=1)
+    stays(case, r"is broadcast in add", dead=(0,), warns=True)

@@ -20,7 +20,7 @@ def meet(op: Op, sized: Sequence[tuple[Axis | None, int]]) -> Axis | None:
     for axis in full:
         if known:
             op.unify(known[0], axis)
-    return known[0] if known and len(known) == len(full) else None
+    return known[0] if known else None  # pinned by now where another cannot shrink
 
 
 def broadcast_axes(op: Op, values: Iterable[Value], ndim: int) -> Axes:
