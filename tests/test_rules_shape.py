@@ -120,3 +120,8 @@ def test_write_through_a_view():
         return y
 
     stays(image_case(fill), "writes in place through a view")
+
+
+def test_a_gate_of_glu_that_is_dead_alone_closes_nothing():
+    """sigmoid(0) is a half: the first half goes through it."""
+    stays(row_case(lambda y: nn.functional.glu(y, -1)), "is not zero where", dead=(5, 6))
