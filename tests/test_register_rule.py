@@ -100,3 +100,59 @@ def test_the_module_without_its_rule_keeps_them():
     model = model_with(Gain(8))
     kill(model)
     assert sn.GarbageCollector(model, X).collect().removed == {}
+
+
+def fails(message):
+    raise KeyError(message)
+
+
+WRONG_RULES = {
+    "an axis too few": (lambda op: op.output(op.axes(op["x"])[1:]), "axes of .* for a result of shape"),
+    "an axis of another size": (lambda op: op.output([None, op.fresh_axis(3)]), "axes of .* for a result of shape"),
+    "a dimension that is not there": (lambda op: op.axis(op["x"], 2), "dimension 2 of a tensor"),
+    "an argument that is not there": (lambda op: op["weight"], "no argument 'weight', expected one of x, w"),
+    "axes of two sizes": (lambda op: op.unify(op.axis(op["x"], -1), op.fresh_axis(3)), "unify: axes of 8 and 3"),
+    "an error of its own": (lambda op: fails("boo"), "KeyError: 'boo'"),
+    "axes instead of a value": (
+        lambda op: op.axes(op["x"]),
+        "it returns a (NoneType|Axis), expected what op.output gives",
+    ),
+    "words": (lambda op: "x", "it returns a str, expected what op.output gives"),
+    "an input": (lambda op: op["x"], "it returns an input, expected what op.output gives"),
+}
+WRONG_ZEROS = {
+    "an error of its own": (lambda zeros: fails("boo"), "KeyError: 'boo'"),
+    "a mask of another length": (
+        lambda zeros: [None, torch.zeros(5, dtype=torch.bool)],
+        r"gives \(5,\) torch.bool for",
+    ),
+    "a mask too few": (lambda zeros: [None], "gives 1 masks for a result of 2 dimensions"),
+    "one mask": (lambda zeros: torch.zeros(8, dtype=torch.bool), "gives 8 masks for a result of 2 dimensions"),
+    "a list as mask": (lambda zeros: [None, [True] * 8], "gives list for dimension 1, expected 8 bools"),
+    "numbers": (lambda zeros: [None, torch.ones(8)], r"gives \(8,\) torch.float32 for dimension 1, expected 8 bools"),
+    "nothing": (lambda zeros: None, "TypeError"),
+}
+
+
+def by_own_rule(op):
+    return op.output(op.axes(op["x"]), by_own_rule.zero)
+
+
+@pytest.mark.parametrize("name", WRONG_RULES)
+def test_a_wrong_rule_is_named_with_its_file_and_the_op(name):
+    rule, words = WRONG_RULES[name]
+    sn.register_rule(torch.ops.sn_test.scale_rows.default)(rule)
+    with pytest.raises(
+        sn.ShrinkError, match=rf"^the rule <lambda> \(.*test_register_rule.py:\d+\) for 1 \(.*scale_rows\): .*{words}"
+    ):
+        sn.GarbageCollector(model_with(Rows(8)), X)
+
+
+@pytest.mark.parametrize("name", WRONG_ZEROS)
+def test_a_wrong_zero_function_is_named_too(name):
+    by_own_rule.zero, words = WRONG_ZEROS[name]
+    sn.register_rule(torch.ops.sn_test.scale_rows.default)(by_own_rule)
+    with pytest.raises(
+        sn.ShrinkError, match=rf"^the rule by_own_rule \(.*test_register_rule.py:\d+\) for 1 .*: .*{words}"
+    ):
+        sn.GarbageCollector(model_with(Rows(8)), X).explain()

@@ -157,20 +157,36 @@ class Network:
         for bound in self.bound.values() if held else ():
             state.record([bound.value], [held_zeros(bound)])
         for step in self.steps:
-            state.record(step.outputs, step.zero(state))
+            try:
+                state.record(step.outputs, step.zero(state))
+            except Exception as error:
+                raise fault_of(step.op, error) from error
         return state
 
 
 def by_rule(rule: Callable[[Any], Any], op: Op) -> Any:
     """What the rule says; its faults name it and the op."""
+    op.rule = rule
     try:
-        return rule(op)
+        result = rule(op)
+        values = result if isinstance(result, (list, tuple)) else [] if result is None else [result]
+        for value in values:
+            if not isinstance(value, Value) or any(value is given for given in op.inputs):
+                found = "an input" if isinstance(value, Value) else f"a {type(value).__name__}"
+                raise RuleError(f"it returns {found}, expected what op.output gives, or None")
+        return result
     except Exception as error:
         if isinstance(error, ShrinkError) and not isinstance(error, RuleError):
             raise
-        where = f" ({rule.__code__.co_filename}:{rule.__code__.co_firstlineno})" if hasattr(rule, "__code__") else ""
-        what = str(error) if isinstance(error, RuleError) else f"{type(error).__name__}: {error}"
-        raise RuleError(f"the rule {getattr(rule, '__name__', rule)}{where} for {op.label}: {what}") from error
+        raise fault_of(op, error) from error
+
+
+def fault_of(op: Op, error: Exception) -> RuleError:
+    """The error of a rule, or of its zero function, as one line that names the rule, its file and the op."""
+    code = getattr(op.rule, "__code__", None)
+    where = f" ({code.co_filename}:{code.co_firstlineno})" if code else ""
+    what = str(error) if isinstance(error, RuleError) else f"{type(error).__name__}: {error}"
+    return RuleError(f"the rule {getattr(op.rule, '__name__', op.rule)}{where} for {op.label}: {what}")
 
 
 def idle_ops(network: Network, zeros: Zeros) -> set[Op]:

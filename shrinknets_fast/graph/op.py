@@ -31,6 +31,7 @@ class Op:
         self.mode = mode
         self.node = node
         self.results: tuple[Value, ...] = ()
+        self.rule: Callable[[Any], Any] | None = None  # that has read it
         self.target: Any = node.target
         self.name = str(node.target).removesuffix(".default")
         self._nodes: dict[str, Any] = {}
@@ -221,7 +222,7 @@ class Op:
             masks = [mask for mask in known if mask is not None]
             return [[torch.stack(masks).any(0) if masks else None]]
 
-        self.network.steps.append(Step((product,), zero))
+        self.network.steps.append(Step(self, (product,), zero))
         self.network.reads.append(Read(product, 0, self))
 
     def metas(self) -> Any:
@@ -247,7 +248,7 @@ class Op:
             self._check(value)
         self.results = tuple(values)
         if zero is not None:
-            self.network.steps.append(Step(self.results, zero))
+            self.network.steps.append(Step(self, self.results, zero))
         return values
 
     def fixed(self) -> Any:
