@@ -52,12 +52,13 @@ class FoldedTensor(torch.Tensor):
         if kind in KEPT and isinstance(target, cls):
             raise ShrinkError(target.source.advice(kind.partition(".")[0]))
         source = next(t.source for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, cls))
-        written = [t for t in pytree.tree_leaves((target, kwargs.get("out"))) if isinstance(t, cls)]
+        into = target if writes(kind) else kwargs.get("out")  # some functions of torch's own hand on out=None
+        written = [t for t in pytree.tree_leaves(into) if isinstance(t, cls)]
         given, given_kwargs = args, kwargs
         args, kwargs = pytree.tree_map_only(cls, plain, (args, kwargs))
         if kind == "__deepcopy__":
             return args[0].detach().clone()
-        if writes(kind) or "out" in kwargs and written:
+        if writes(kind) or written:
             return write(func, kind, written, args, kwargs) or target
         shared = [t for t in pytree.tree_leaves((given, given_kwargs)) if isinstance(t, cls) and t.alias is not None]
         versions = [version(t) for t in shared]

@@ -1,7 +1,5 @@
 """From a trained model to plain torch.nn: filters folded into the weights, dead features gone."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,7 +26,10 @@ __all__ = ["fold_filters"]
 
 
 class _Scale(nn.Module):
-    """Traced into a torch.fx module, whose class and code belong to torch, not to this package."""
+    """Traced into a torch.fx module, whose class and code belong to torch, not to this package.
+
+    Its annotations are objects: before 2.14, torch.fx cannot pickle a module whose annotations are strings.
+    """
 
     scale: torch.Tensor
 
