@@ -242,3 +242,23 @@ def test_an_instance_norm_moves_zeros_by_running_statistics_alone(tracked):
         stays(image_case(norm), "is not zero where")
     else:
         leaves(image_case(norm))
+
+
+class TiedEmbedding(nn.Module):
+    """Rows that are looked up by number, and are the outputs of a layer too."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.filter, self.out = nn.Embedding(8, 4), sn.Filter(8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        looked_up = self.words(torch.tensor([1, 7]))
+        return self.out(self.filter(F.linear(x, self.words.weight))) + looked_up.sum()
+
+
+def test_rows_that_are_looked_up_by_number_stay():
+    model, x = TiedEmbedding().double(), torch.randn(3, 4, dtype=torch.float64)
+    with torch.no_grad():
+        model.filter.theta[[2, 5]] = 0
+    gc = sn.GarbageCollector(model, x)
+    assert not gc.collect().removed and "is looked up by number in words (embedding)" in gc.explain()

@@ -125,3 +125,20 @@ def test_write_through_a_view():
 def test_a_gate_of_glu_that_is_dead_alone_closes_nothing():
     """sigmoid(0) is a half: the first half goes through it."""
     assert after(*row_case(lambda y: nn.functional.glu(y, -1)), dead=(5, 6))[0] == 0
+
+
+class TwoReaders(nn.Module):
+    """Cut in the middle, and each half read on its own: nothing but the cut ties them."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 3), nn.Linear(4, 3)
+
+    def forward(self, y):
+        a, b = y.chunk(2, -1)
+        return self.first(a) + self.second(b)
+
+
+@pytest.mark.parametrize(("dead", "count"), [((1, 2), 0), ((1, 2, 5), 2), ((1, 2, 5, 6), 4)])
+def test_a_cut_in_the_middle_lets_pairs_leave_alone(dead, count):
+    assert after(*row_case(TwoReaders()), dead=dead)[0] == count
