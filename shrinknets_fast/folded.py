@@ -17,7 +17,7 @@ from torch import nn
 
 from .errors import ShrinkError
 from .folded_tensor import WAY_OUT, FoldedTensor, Source
-from .insides import transforms_active
+from .insides import is_wrapped
 from .ops.filter import filter
 from .ops.fold import fold
 from .sharded import for_fully_shard, is_sharded
@@ -69,7 +69,7 @@ def folded(layer: FoldedReads, name: str) -> torch.Tensor | None:
         value = fold(value, None, theta)[0]
     elif name == "weight":  # a batch norm without affine parameters still has its filter
         value = filter(torch.ones_like(theta), theta, 0)
-    if torch.compiler.is_compiling() or type(value) is not torch.Tensor or transforms_active():
+    if torch.compiler.is_compiling() or type(value) is not torch.Tensor or is_wrapped(value):
         return value
     return Source(layer, name, value).tensor(value, False)
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from .errors import ShrinkError
-from .insides import DisableTorchFunctionSubclass, pytree
+from .insides import DisableTorchFunctionSubclass, is_wrapped, pytree
 
 if TYPE_CHECKING:
     from .folded import FoldedReads
@@ -49,6 +49,8 @@ class FoldedTensor(torch.Tensor):
                 raise ShrinkError(target.source.advice("a parameter is made of it"))
             target.source.parameter.requires_grad_(*args[1:], **kwargs)
             return target
+        if kind == "to_mkldnn" and getattr(target.source.layer, "activation", None):
+            raise ShrinkError(target.source.advice("it is converted, without the layer's activation"))
         if kind in KEPT and isinstance(target, cls):
             raise ShrinkError(target.source.advice(kind.partition(".")[0]))
         source = next(t.source for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, cls))
@@ -94,7 +96,7 @@ class Source:
         return f"{what}: {name} is no parameter, it is computed, with max(0, theta) in it; {WAY_OUT}"
 
     def passed_on(self, result: torch.Tensor, kind: str) -> torch.Tensor:
-        if type(result) is not torch.Tensor or result.layout is not torch.strided:
+        if type(result) is not torch.Tensor or result.layout is not torch.strided or is_wrapped(result):
             return result
         if 0 != address(result) == address(self.value):
             return self.tensor(result, True)
@@ -132,6 +134,10 @@ def write(
     sources = {id(t.source): t.source for t in written if t.alias is not None}
     for source in sources.values():
         source.check()
+        if kind in MERGES and getattr(source.layer, "activation", None):
+            raise ShrinkError(
+                source.advice(f"{kind.partition('.')[0]} merges into it, in front of the layer's activation")
+            )
     own = kind != "data.__set__" and getattr(func, "__module__", None) != "torch.nn.init"  # these keep no graph
     if own and torch.is_grad_enabled() and any(plain(t).requires_grad for t in written):
         raise RuntimeError(
@@ -169,6 +175,8 @@ def writes(kind: str) -> bool:
     return kind.endswith("_") and not kind.endswith(".__get__")
 
 
+# What is added to a layer's output and then merged into its weight would go behind its activation first, and in front of it then.
+MERGES = {"add_", "__iadd__", "sub_", "__isub__", "addmm_", "baddbmm_", "lerp_", "data.__set__"}
 READS = {"__int__", "__index__", "__invert__"}
 KEPT = {
     "grad.__get__",

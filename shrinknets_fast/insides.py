@@ -36,6 +36,7 @@ __all__ = [
     "TorchDispatchMode",
     "disable_current_modes",
     "function_modes_active",
+    "is_wrapped",
     "pytree",
     "transforms_active",
     "users_of",
@@ -64,6 +65,11 @@ ATTRIBUTES: dict[str, Callable[[], Any]] = {
 def transforms_active() -> bool:
     """Whether torch.func's grad, vmap or the like is at work."""
     return torch._C._are_functorch_transforms_active()
+
+
+def is_wrapped(tensor: torch.Tensor) -> bool:
+    """Whether a transform of torch.func is looking at this tensor: batched, or differentiated."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
 def function_modes_active() -> bool:
