@@ -74,6 +74,8 @@ def outcome(folder, fault):
             run = subprocess.run(command, cwd=folder, env=environment(folder), capture_output=True, timeout=LIMIT)
         except subprocess.TimeoutExpired:
             return "caught"
+        if run.returncode < 0:  # the process died of it
+            return "caught"
         return {0: "survives", 1: "caught"}.get(run.returncode, f"status {run.returncode}")
     finally:
         path.write_text(text)
