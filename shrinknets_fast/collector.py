@@ -131,7 +131,7 @@ class GarbageCollector:
             self._reading.watch.forget()
             work = prepare(self._reading, self._companions, lambda: self._plan(dead, self._generator))
             undo.pop_all()
-        left = stay_dead(self._reading, dead, work.plan)
+        left = self._reading.stay_dead(dead, work.plan)
         moved, freed = work.commit()
         self._seen = left
         if work.plan:
@@ -237,9 +237,8 @@ class GarbageCollector:
 
     def _tell(self, plan: Plan) -> None:
         """Whoever has to know that the model has shrunk."""
-        for t in (
-            plan.tensors
-        ):  # a buffer that checkpoints leave out is in them from its first loss on: its maker makes it whole
+        # a buffer that checkpoints leave out is in them from its first loss on: its maker makes it whole
+        for t in plan.tensors:
             for name in self._reading.network.bound[id(t.tensor)].names:
                 for model in (self.model, *self._companions.copies.modules):
                     if lookup(model, name) is not None:
@@ -267,13 +266,3 @@ class NoCollector:
         if name.startswith("_"):
             raise AttributeError(name)
         raise ShrinkError(f"{name}: this came with a copy of a model; make a new GarbageCollector for it")
-
-
-def stay_dead(reading: Reading, dead: dict[int, torch.Tensor], plan: Plan) -> dict[int, int]:
-    """{id(theta): number of its dead features that the plan leaves in place}"""
-    counts = {}
-    for key, mask in dead.items():
-        bound = reading.network.bound.get(key)
-        axis = bound.value.axes[0] if bound else None
-        counts[key] = int((mask if axis is None else mask & ~plan.gone[axis.ids]).sum())
-    return counts

@@ -20,9 +20,9 @@ from .folded_tensor import WAY_OUT, FoldedTensor, Source
 from .insides import is_wrapped
 from .ops.filter import filter
 from .ops.fold import fold
-from .sharded import for_fully_shard, is_sharded
+from .sharded import asked_by_torch, is_sharded
 
-__all__ = ["FoldedReads", "is_unfolded", "unfolded"]
+__all__ = ["FoldedReads", "has_theta", "is_unfolded", "unfolded"]
 
 Activation = Literal["relu"]
 Init = float | Literal["uniform"]
@@ -88,7 +88,7 @@ def computed(name: str) -> property:
         if is_unfolded() or not has_theta(layer):
             return layer.raw(name)
         if is_sharded(layer.raw(name)):
-            if for_fully_shard(1):
+            if asked_by_torch():
                 return layer.raw(name)
             kind = f"{type(layer).__name__}.{name}"
             raise ShrinkError(f"{kind} is sharded, so it cannot be read with its filter in it; {WAY_OUT}")
@@ -97,10 +97,10 @@ def computed(name: str) -> property:
         except AttributeError as error:  # would send Python to the parameter
             raise RuntimeError(f"{type(layer).__name__}.{name} cannot be read: {error}") from error
 
-    def write(
-        layer: FoldedReads, value: torch.Tensor
-    ) -> None:  # pruning's; torch.nn.Module.__setattr__ itself takes parameters, and refuses the rest
-        layer.__dict__[name] = value
+    def write(layer: FoldedReads, value: torch.Tensor) -> None:
+        layer.__dict__[name] = (
+            value  # pruning's; torch.nn.Module.__setattr__ takes parameters itself, and refuses the rest
+        )
 
     def delete(layer: FoldedReads) -> None:
         del layer.__dict__[name]

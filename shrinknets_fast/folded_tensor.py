@@ -49,10 +49,16 @@ class FoldedTensor(torch.Tensor):
                 raise ShrinkError(target.source.advice("a parameter is made of it"))
             target.source.parameter.requires_grad_(*args[1:], **kwargs)
             return target
-        if kind == "to_mkldnn" and getattr(target.source.layer, "activation", None):
-            raise ShrinkError(target.source.advice("it is converted, without the layer's activation"))
+        name = kind.partition(".")[0]
         if kind in KEPT and isinstance(target, cls):
-            raise ShrinkError(target.source.advice(kind.partition(".")[0]))
+            raise ShrinkError(target.source.advice(name))
+        if (
+            kind in LINEAR_ONLY
+            and isinstance(target, cls)
+            and target.alias is not None
+            and target.source.layer.activation
+        ):
+            raise ShrinkError(target.source.advice(f"{name} knows nothing of the layer's activation"))
         source = next(t.source for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, cls))
         into = target if writes(kind) else kwargs.get("out")  # some functions of torch's own hand on out=None
         written = [t for t in pytree.tree_leaves(into) if isinstance(t, cls)]
@@ -134,10 +140,6 @@ def write(
     sources = {id(t.source): t.source for t in written if t.alias is not None}
     for source in sources.values():
         source.check()
-        if kind in MERGES and getattr(source.layer, "activation", None):
-            raise ShrinkError(
-                source.advice(f"{kind.partition('.')[0]} merges into it, in front of the layer's activation")
-            )
     own = kind != "data.__set__" and getattr(func, "__module__", None) != "torch.nn.init"  # these keep no graph
     if own and torch.is_grad_enabled() and any(plain(t).requires_grad for t in written):
         raise RuntimeError(
@@ -175,8 +177,8 @@ def writes(kind: str) -> bool:
     return kind.endswith("_") and not kind.endswith(".__get__")
 
 
-# What is added to a layer's output and then merged into its weight would go behind its activation first, and in front of it then.
-MERGES = {"add_", "__iadd__", "sub_", "__isub__", "addmm_", "baddbmm_", "lerp_", "data.__set__"}
+# Conversion to a layer without the activation, and merges: what an adapter added behind the activation goes in front of it then.
+LINEAR_ONLY = {"to_mkldnn", "add_", "__iadd__", "sub_", "__isub__", "addmm_", "baddbmm_", "lerp_", "data.__set__"}
 READS = {"__int__", "__index__", "__invert__"}
 KEPT = {
     "grad.__get__",

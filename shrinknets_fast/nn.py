@@ -12,7 +12,7 @@ from torch import nn
 from . import functional
 from .dispatch import Path
 from .errors import ShrinkError
-from .folded import Activation, FoldedReads, Init, Layer, is_unfolded
+from .folded import Activation, FoldedReads, Init, Layer, has_theta, is_unfolded
 from .functional import Padding, Size
 
 __all__ = [
@@ -270,7 +270,7 @@ class _FilteredBatchNorm(FilterBase, FoldedReads, BatchNorm):  # type: ignore[mi
     @property
     def affine(self) -> bool:
         """As :meth:`weight` is the function's, so is this: a filter is an affine weight."""
-        return self.__dict__["affine"] or ("theta" in self._parameters and not is_unfolded())
+        return self.__dict__["affine"] or (has_theta(self) and not is_unfolded())
 
     @affine.setter
     def affine(self, value: bool) -> None:

@@ -11,6 +11,6 @@ def is_sharded(tensor: Any) -> bool:
     return sharding is not None and isinstance(tensor, sharding.DTensor)
 
 
-def for_fully_shard(depth: int) -> bool:
-    """Whether torch.distributed itself asks, ``depth`` frames up: it swaps parameters and reads them as attributes."""
-    return sys._getframe(depth + 1).f_globals.get("__name__", "").startswith("torch.distributed.")
+def asked_by_torch() -> bool:
+    """Whether torch.distributed called the caller: fully_shard swaps parameters and reads them as attributes."""
+    return sys._getframe(2).f_globals.get("__name__", "").startswith("torch.distributed.")

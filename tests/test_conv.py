@@ -105,7 +105,7 @@ def large_programs(monkeypatch, kernel_device):
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("name", CASES)
 def test_no_worse_than_unfused(name, relu, kernel_device):
-    # about 90 living channels: enough that luck with few gradients of theta evens out; the interpreter takes 0.5 s for each draw
+    # about 90 living channels, so that luck with few gradients of theta evens out; of 3 channels 30 do (a draw takes 0.4 s here)
     draws = min(180 // CASES[name][1][0], 20)
     draws = [make(CASES[name], torch.float32, kernel_device) for _ in range(draws)]
     check(draws, CASES[name][2:], relu, has_bias=relu)

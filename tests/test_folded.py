@@ -90,6 +90,12 @@ def test_a_batch_norm_without_affine_parameters_still_has_its_filter():
         norm.weight.fill_(1)
 
 
+def test_such_a_batch_norm_says_so_however_its_theta_is_held():
+    norm = sn.FilteredBatchNorm2d(4, affine=False)
+    prune.identity(norm, "theta")
+    assert norm.affine and torch.equal(norm.weight.detach(), norm.theta.detach())
+
+
 # What tools do with a layer's weight: of a plain layer and of a filtered one the same function comes out.
 WRITES = {
     "kaiming": lambda m: nn.init.kaiming_uniform_(m.weight),

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from ..errors import ShrinkError, warn
+from ..errors import warn
 from . import rules
 from .features import Axis, FeatureSpace
 from .module_op import ModuleOp, module_calls
 from .op import Op
+from .rule_faults import by_rule, zeros_by_rule
 from .rules.registry import MODULES
 from .trace import Traced
-from .value import Read, RuleError, Step, Value, Zeros
+from .value import Read, Step, Value, Zeros
 
 
 @dataclass
@@ -129,7 +130,7 @@ class Network:
             node = op.node_of(argument.name)
             aliases = (
                 argument.alias_info is not None or "dropout" in op.name
-            )  # which hands its input on in evaluation mode
+            )  # it hands its input on in evaluation mode
             if not aliases or node is None:
                 continue
             root = storage.setdefault(op.node, storage.get(node, node))
@@ -157,36 +158,8 @@ class Network:
         for bound in self.bound.values() if held else ():
             state.record([bound.value], [held_zeros(bound)])
         for step in self.steps:
-            try:
-                state.record(step.outputs, step.zero(state))
-            except Exception as error:
-                raise fault_of(step.op, error) from error
+            state.record(step.outputs, zeros_by_rule(step, state))
         return state
-
-
-def by_rule(rule: Callable[[Any], Any], op: Op) -> Any:
-    """What the rule says; its faults name it and the op."""
-    op.rule = rule
-    try:
-        result = rule(op)
-        values = result if isinstance(result, (list, tuple)) else [] if result is None else [result]
-        for value in values:
-            if not isinstance(value, Value) or any(value is given for given in op.inputs):
-                found = "an input" if isinstance(value, Value) else f"a {type(value).__name__}"
-                raise RuleError(f"it returns {found}, expected what op.output gives, or None")
-        return result
-    except Exception as error:
-        if isinstance(error, ShrinkError) and not isinstance(error, RuleError):
-            raise
-        raise fault_of(op, error) from error
-
-
-def fault_of(op: Op, error: Exception) -> RuleError:
-    """The error of a rule, or of its zero function, as one line that names the rule, its file and the op."""
-    code = getattr(op.rule, "__code__", None)
-    where = f" ({code.co_filename}:{code.co_firstlineno})" if code else ""
-    what = str(error) if isinstance(error, RuleError) else f"{type(error).__name__}: {error}"
-    return RuleError(f"the rule {getattr(op.rule, '__name__', op.rule)}{where} for {op.label}: {what}")
 
 
 def idle_ops(network: Network, zeros: Zeros) -> set[Op]:

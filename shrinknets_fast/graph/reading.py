@@ -81,6 +81,15 @@ class Reading:
                 )
         check_gradients(self.model.parameters())
 
+    def stay_dead(self, dead: Mapping[int, torch.Tensor], plan: Plan) -> dict[int, int]:
+        """{id(theta): number of its dead features that the plan leaves in place}"""
+        counts = {}
+        for key, mask in dead.items():
+            bound = self.network.bound.get(key)
+            axis = bound.value.axes[0] if bound else None
+            counts[key] = int((mask if axis is None else mask & ~plan.gone[axis.ids]).sum())
+        return counts
+
     def rehearse(self, plan: Plan) -> None:
         """Raise if the model cannot run at the planned widths, or does something else there."""
         self.rehearsal.run(self.model, plan.tensors, plan.widths)

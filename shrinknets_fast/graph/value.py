@@ -117,7 +117,6 @@ class Zeros:
 
     def record(self, outputs: Iterable[Value], zeros: Iterable[Sequence[torch.Tensor | None]]) -> None:
         for value, known in zip(outputs, zeros, strict=True):
-            check_masks(value, known)
             if value in self._supposed:
                 dim = self._supposed[value]
                 known = [
@@ -125,16 +124,3 @@ class Zeros:
                     for d, (a, k) in enumerate(zip(value.axes, known, strict=True))
                 ]
             self._known[value] = known
-
-
-def check_masks(value: Value, known: Sequence[Any]) -> None:
-    if len(known) != value.ndim:
-        raise RuleError(f"its zero function gives {len(known)} masks for a result of {value.ndim} dimensions")
-    for dim, (mask, axis) in enumerate(zip(known, value.axes, strict=True)):
-        if mask is None or axis is None:
-            continue
-        if not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool or mask.shape != (len(axis),):
-            found = f"{tuple(mask.shape)} {mask.dtype}" if isinstance(mask, torch.Tensor) else type(mask).__name__
-            raise RuleError(
-                f"its zero function gives {found} for dimension {dim}, expected {len(axis)} bools, its size of today"
-            )

@@ -21,12 +21,6 @@ def equal_in_groups(op: Op, axis: Axis | None, groups: int) -> Axis | None:
     return None if axis is None else op.tie(axis, len(axis) // groups)
 
 
-def pin_unmet(op: Op, *axes: Axis | None) -> None:
-    """Some of them cannot shrink, so none may."""
-    for axis in axes:
-        op.pin(axis, f"meets an axis that cannot shrink in {op.label}")
-
-
 def spatial_axes(op: Op, x: Value, weight: Value, rows: Axis | None) -> Axes:
     """The output's axes: batch axes pass, spatial ones hold nothing that could leave."""
     channels = x.ndim - weight.ndim + 1  # 0 without a batch
@@ -46,10 +40,10 @@ def read_in_groups(op: Op, x: Value, channels: int, weight: Value, weight_dim: i
     """Channels of ``x`` against one group's channels in ``weight``."""
     wide, narrow = op.axis(x, channels), op.axis(weight, weight_dim)
     if wide is None or narrow is None:
-        return pin_unmet(op, wide, narrow)
-    op.unify(equal_in_groups(op, wide, groups), narrow)
-    op.reads(x, channels)
-    return None
+        op.unify(wide, narrow)
+    else:
+        op.unify(equal_in_groups(op, wide, groups), narrow)
+        op.reads(x, channels)
 
 
 @register_rule(aten.conv1d, aten.conv2d, aten.conv3d)
@@ -73,7 +67,7 @@ def depthwise(op: Op, x: Value, channels: int, weight: Value, bias: Value | None
     rows, zero = made_rows(op, weight, bias)
     axis = op.axis(x, channels)
     if axis is None or rows is None:
-        pin_unmet(op, axis, rows)
+        op.unify(axis, rows)
         return result(op, x, weight, rows, zero if rows is not None else lambda zeros: None)
     op.unify(op.interleaved(axis, multiplier), rows)
 
@@ -96,7 +90,8 @@ def conv_transpose(op: Op) -> Value:
     axis, multiplier = op.axis(x, channels), weight.shape[1]
     known = [axis, op.axis(weight, 0), op.axis(weight, 1)]
     if None in known:
-        pin_unmet(op, *known, None if bias is None else op.axis(bias, 0))
+        for met in (*known, None if bias is None else op.axis(bias, 0)):
+            op.unify(None, met)
         return result(op, x, weight, None, lambda zeros: None)
     op.unify(axis, op.axis(weight, 0))
     if weight.shape[0] == groups:
