@@ -26,11 +26,11 @@ demo: build
 	$(BIN)/python -m shrinknets_fast train --data digits --out $(OUT)
 	@echo "demo: look at $(OUT)/history.png; the small network is $(OUT)/plain.pt2"
 
-test: lint docs
+test: lint
 	$(BIN)/python -m pytest -n auto -m "not slow" tests
 	@echo "test: all passed; what takes longer is in 'make test-full'"
 
-test-full: lint docs
+test-full: lint
 	$(BIN)/python -m pytest -n auto tests
 	@echo "test-full: all passed, the slow ones too"
 
@@ -42,7 +42,7 @@ bench: $(VENV)/.bench
 mutants: build
 	$(BIN)/python tests/mutants/run.py
 
-lint: build
+lint: docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -12,9 +12,11 @@ from .companions import Companions
 from .companions.others import note_shrunk
 from .companions.state import Member
 from .errors import ShrinkError
+from .graph.modules import make_persistent
 from .graph.order import moved_bytes
 from .graph.plan import Plan
 from .graph.reading import Reading
+from .graph.trace import lookup
 from .interrupts import uninterrupted
 from .ops.compact import compact_, is_dense
 
@@ -77,8 +79,18 @@ class Work:
             self._reading.shrink(self.plan)
             for module in self._companions.copies.modules:
                 self._reading.rehearsal.sizes.sync(module)
+            names = [name for t in self.plan.tensors for name in self._reading.network.bound[id(t.tensor)].names]
+            for module in (self._reading.model, *self._companions.copies.modules):
+                keep_in_checkpoints(module, names)
         note_shrunk(sizes)
         return moved, used - sum(tensor.nbytes for tensor, _ in self._moves)
+
+
+def keep_in_checkpoints(module: torch.nn.Module, names: Iterable[str]) -> None:
+    """A buffer that checkpoints leave out is in them from its first loss on: its maker would make it whole."""
+    for name in names:
+        if lookup(module, name) is not None:
+            make_persistent(module, name)
 
 
 def without_aliases(entries: Iterable[Entry]) -> tuple[list[Entry], list[tuple[torch.Tensor, torch.Tensor]]]:

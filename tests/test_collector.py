@@ -472,3 +472,29 @@ def test_a_copy_of_a_model_that_holds_its_collector_has_none():
         ):
             twin.gc.step()
     assert model.gc.step() is None
+
+
+def test_a_statistic_that_only_a_buffer_holds_is_wanted_beside_a_dead_layer():
+    class Counted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = sn.FilteredLinear(6, 8), sn.FilteredLinear(6, 8)
+            self.read_first, self.read_second = nn.Linear(8, 3), nn.Linear(8, 3)
+            self.register_buffer("level", torch.zeros(()))
+
+        def forward(self, x):
+            h = self.first(x)
+            self.level.copy_(h.detach().exp().sum())  # 1 of each dead feature
+            return self.read_first(h) + self.read_second(self.second(x))
+
+    model, x = Counted().double(), torch.randn(5, 6, dtype=torch.float64)
+    gc = sn.GarbageCollector(model, x)
+    with torch.no_grad():
+        model.first.theta[:2] = 0
+        model.second.theta.zero_()
+    model(x)
+    level = model.level.clone()
+    with pytest.warns(UserWarning, match="one stays as padding"):
+        assert gc.collect().removed == {"second": 7}
+    model(x)
+    assert torch.equal(model.level, level)

@@ -6,6 +6,7 @@ from networks import kill, outputs, relative
 from torch import nn
 
 import shrinknets_fast as sn
+from shrinknets_fast.graph import order
 from shrinknets_fast.graph.rules import registry
 
 
@@ -64,6 +65,47 @@ def test_an_op_with_a_rule_lets_it_leave():
     before = outputs(model, X)
     assert sn.GarbageCollector(model, X).collect().removed == {"0": 3}
     assert model[1].w.shape == (5,) and relative(outputs(model, X)[0], before[0]) < 1e-13
+
+
+def test_features_that_no_rule_reads_stay():
+    @sn.register_rule(torch.ops.sn_test.scale_rows.default)
+    def rule(op):  # says neither that it reads its input nor that it hands it on
+        return op.output([None, op.fresh_axis(op.shape[1])])
+
+    model = model_with(Rows(8))
+    kill(model)
+    gc = sn.GarbageCollector(model, X)
+    assert gc.collect().removed == {} and "kept: nothing reads it" in gc.explain()
+
+
+@torch.library.custom_op("sn_test::backwards", mutates_args=())
+def backwards(x: torch.Tensor) -> torch.Tensor:
+    return x.flip(-1)
+
+
+backwards.register_fake(lambda x: torch.empty_like(x))
+
+
+class Backwards(nn.Module):
+    def forward(self, x):
+        return torch.ops.sn_test.backwards(x)
+
+
+def test_an_op_that_puts_features_in_another_order_goes_with_a_fill_too(monkeypatch):
+    monkeypatch.setattr(order, "WORTH_BYTES", 0)  # or a network this small would always slide
+
+    @sn.register_rule(torch.ops.sn_test.backwards.default)
+    def rule(op):
+        x = op["x"]
+        turned = op.rearranged(op.axis(x, 1), lambda ids: ids.flip(0))
+        return op.output([op.axis(x, 0), turned], lambda zeros: [zeros(x, 0), zeros(x, 1).flip(0)])
+
+    model = nn.Sequential(sn.FilteredLinear(5, 32), Backwards(), nn.Linear(32, 2)).double()
+    with torch.no_grad():
+        model[0].theta[1] = 0
+    before = outputs(model, X)
+    assert sn.GarbageCollector(model, X).collect().removed == {"0": 1}
+    assert relative(outputs(model, X)[0], before[0]) < 1e-13
 
 
 class Gain(nn.Module):

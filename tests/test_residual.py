@@ -223,7 +223,7 @@ def test_a_refused_collection_brings_the_branch_back():
         with pytest.raises(sn.ShrinkError, match="odd"):
             refused()
         assert everything() == before and gc.explain() == explained
-        gc._seen = {}
+        gc._pace.seen = {}
     del optimizer.state[model.wide.theta]["odd"]
     model(x).sum().backward()
     optimizer.step()

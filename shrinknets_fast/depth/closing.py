@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from ..errors import ShrinkError
+from ..graph.reading import example_of
+from ..graph.rehearse import Rehearsal
 from .gated import Gated, gated_at, gated_in
 
 if TYPE_CHECKING:
@@ -17,9 +19,34 @@ if TYPE_CHECKING:
     from ..companions.copies import Copies
 
 
-def closed_branches(model: nn.Module, dead: Mapping[int, torch.Tensor]) -> dict[str, Gated]:
-    """{name: Gated} of those whose gate is dead and whose branch is still there. dead: {id(theta): mask of its features}."""
-    return {name: m for name, m in gated_in(model).items() if bool(dead[id(m.gate.theta)].all())}
+class Closing:
+    """Knows which branches of a model are to leave, and takes them out of it and of its copies."""
+
+    def __init__(self, model: nn.Module, companions: Companions) -> None:
+        self._model, self._companions = model, companions
+        self._kept: set[str] = set()  # closed, but they change the shape of their input, so they stay
+
+    def due(self, dead: Mapping[int, torch.Tensor]) -> dict[str, Gated]:
+        """{name: Gated} of those whose gate is dead and that need not stay. dead: {id(theta): mask of its features}."""
+        closed = {name: m for name, m in gated_in(self._model).items() if bool(dead[id(m.gate.theta)].all())}
+        copies = self._companions.copies
+        return {name: m for name, m in closed.items() if name not in self._kept and can_close_copies(copies, name)}
+
+    def close(self, dead: Mapping[int, torch.Tensor], undo: ExitStack) -> tuple[str, ...]:
+        """Take out those that are due and return the names of those that went. The model has to be read anew then."""
+        branches = self.due(dead)
+        if not branches:
+            return ()
+        shapes = self._output_shapes()
+        gone = take_out(self._model, branches, self._companions, lambda: self._output_shapes() == shapes, undo)
+        self._kept.update(set(branches) - set(gone))
+        return gone
+
+    def _output_shapes(self) -> object:
+        example = example_of(self._model)
+        assert example is not None  # the model's Reading has left it
+        args, kwargs = example
+        return Rehearsal(self._model, args, kwargs).output_shapes(self._model)
 
 
 @torch.no_grad()

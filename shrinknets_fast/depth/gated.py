@@ -42,6 +42,11 @@ def gated_in(model: nn.Module) -> dict[str, Gated]:
     return {name: m for name, m in model.named_modules() if isinstance(m, Gated) and not m.vanished}
 
 
+def left_in(model: nn.Module) -> list[str]:
+    """Names of the branches that have left."""
+    return [name for name, m in model.named_modules() if isinstance(m, Gated) and m.vanished]
+
+
 def gated_at(model: nn.Module, name: str) -> Gated | None:
     try:
         found = model.get_submodule(name)

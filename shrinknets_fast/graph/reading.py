@@ -47,6 +47,7 @@ class Reading:
     ) -> None:
         leave_fast_paths(model)
         self.model = model
+        self._copies = copies
         self.filters = {id(m.theta): (name, m.theta) for name, m in reversed(named_filters(model).items())}
         self.thetas = [theta for _, theta in self.filters.values()]
         self._holders = [(m, m.theta) for m in named_filters(model).values()]
@@ -55,6 +56,12 @@ class Reading:
         self.network, self.hubs, self.rehearsal = read(model, args, kwargs, names)
         self.rehearsal.set_stage(model)  # now, or the first collection would have to
         _examples[model] = self.rehearsal.inputs
+
+    def anew(self) -> Reading:
+        """The same model as it is now."""
+        example = example_of(self.model)
+        assert example is not None  # see __init__
+        return Reading(self.model, *example, self._copies)
 
     def plan(self, dead: Mapping[int, torch.Tensor], **options: Unpack[Options]) -> Plan:
         """What leaves of the features in ``dead``, {id(theta): mask}; options: see :func:`make_plan`."""

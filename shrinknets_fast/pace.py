@@ -1,0 +1,34 @@
+"""When to look at the filters, and when enough is dead for a collection."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from .watch import Filters
+
+PATIENCE = 100  # looks between questions whether features wait for copies in vain
+
+
+class Pace:
+    """``steps`` so far; ``seen``: {id(theta): dead features that the last collection left}, which are no reason for another."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.seen: dict[int, int] = {}
+
+    def is_look(self, every: int) -> bool:
+        return not self.steps % every
+
+    def is_long(self, every: int) -> bool:
+        return not self.steps % (PATIENCE * every)
+
+    def is_enough(self, counts: Mapping[int, tuple[int, int]], min_dead: float) -> bool:
+        """Whether this fraction of some filter has died since. counts: {id(theta): (dead, all)}"""
+        new = ((dead - self.seen.get(key, 0), size) for key, (dead, size) in counts.items())
+        return any(count > 0 and count >= min_dead * size for count, size in new)
+
+    def seen_by_name(self, filters: Filters) -> dict[str, int]:
+        return {name: self.seen[key] for key, (name, _) in filters.items() if key in self.seen}
+
+    def set_seen_by_name(self, filters: Filters, seen: Mapping[str, int]) -> None:
+        self.seen = {key: seen[name] for key, (name, _) in filters.items() if name in seen}
