@@ -20,7 +20,7 @@ BUILD_REQUIRES = import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'
 
 BENCH_REQUIRES = import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['bench'])
 
-.PHONY: demo test test-full bench mutants lint docs build clean
+.PHONY: demo test test-full bench mutants lint docs wheel build clean
 demo: OUT ?= runs/demo
 demo: build
 	$(BIN)/python -m shrinknets_fast train --data digits --out $(OUT)
@@ -55,10 +55,15 @@ docs: build
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "docs: open build/site/index.html"
 
+# One for this CUDA's major version, for every torch from 2.11 and every Python from 3.11 on; tried with the oldest and the newest.
+wheel: build
+	rm -rf dist && $(PIP) wheel -q --no-build-isolation --no-deps -w dist .
+	$(BIN)/python tests/check_wheel.py dist/*.whl
+
 build: $(VENV)/.built
 
 clean:
-	rm -rf $(VENV) build dist runs *.egg-info shrinknets_fast/*.so .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist runs *.egg-info shrinknets_fast/*.so shrinknets_fast/build_info.json .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.torch: pyproject.toml

@@ -1,4 +1,4 @@
-"""A driver of CMakeLists.txt: reads the environment, finds torch, pybind11, nvcc and the tools, and runs CMake with ninja.
+"""A driver of CMakeLists.txt: reads the environment, finds torch, nvcc and the tools, and runs CMake with ninja.
 
 It reads SN_CUDA, CUDA_HOME, TORCH_CUDA_ARCH_LIST, CXX, MAX_JOBS and CMAKE_BUILD_PARALLEL_LEVEL. What is wrong or missing is said
 in one line before CMake starts; torch is imported for a build only, so that a source distribution needs setuptools alone.
@@ -10,7 +10,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 import sysconfig
 from pathlib import Path
 
@@ -40,9 +39,8 @@ def build_tools():
     path = os.pathsep.join([os.environ.get("PATH", os.defpath), sysconfig.get_path("scripts")])
     tools = [shutil.which(name, path=path) for name in ("cmake", "ninja")]
     missing = [f"{name} (pip install {name})" for name, tool in zip(("cmake", "ninja"), tools, strict=True) if not tool]
-    for module, requirement in (("pybind11", "pybind11"), ("torch", "'torch>=2.11'")):
-        if importlib.util.find_spec(module) is None:
-            missing.append(f"{module} (pip install {requirement})")
+    if importlib.util.find_spec("torch") is None:
+        missing.append("torch (pip install 'torch>=2.11')")
     compiler = os.environ.get("CXX", "").strip()
     if compiler and not shutil.which(shlex.split(compiler)[0]):
         raise SystemExit(f"CXX is {compiler!r}, but there is no such program")
@@ -176,10 +174,9 @@ class CMakeBuild(build_ext):
 
     def run(self):
         cmake, ninja = build_tools()
-        import pybind11
         import torch
 
-        build = ROOT / "build" / f"cmake-torch{torch.__version__}-py{sys.version_info.major}{sys.version_info.minor}"
+        build = ROOT / "build" / f"cmake-torch{torch.__version__}"
         build.mkdir(parents=True, exist_ok=True)
         built = build / "lib"
         options = {
@@ -189,34 +186,36 @@ class CMakeBuild(build_ext):
             "SN_TORCH_VERSION": torch.__version__,
             "SN_OUTPUT": built,
             "SN_CUDA": "OFF",
-            "Python_EXECUTABLE": sys.executable,
-            "PYBIND11_FINDPYTHON": "ON",
-            "pybind11_DIR": pybind11.get_cmake_dir(),
         }
-        libraries = ["_C_cpu.so", f"_build_info{sysconfig.get_config_var('EXT_SUFFIX')}"]
+        files = ["_C_cpu.so", "build_info.json"]
         nvcc = wants_cuda(torch.version.cuda)
         if nvcc:
             options["SN_CUDA"] = "ON"
             options["CMAKE_CUDA_COMPILER"] = nvcc
             options["SN_ARCHITECTURES"] = architectures(nvcc)
-            libraries.append("_C_cuda.so")
+            files.append("_C_cuda.so")
         flags = [f"-D{name}={value}" for name, value in options.items()]
         parallel = jobs()
         subprocess.run([cmake, "-S", ROOT, "-B", build, "-G", "Ninja", *flags], check=True)
         subprocess.run([cmake, "--build", build, *parallel], check=True)
-        place(libraries, built, (ROOT if self.inplace or self.editable_mode else Path(self.build_lib)) / PACKAGE)
+        place(files, built, (ROOT if self.inplace or self.editable_mode else Path(self.build_lib)) / PACKAGE)
 
     def get_outputs(self):
         return []
 
 
-def place(libraries, built, package):
+def place(files, built, package):
     """Copies what this build made, and removes what an earlier one left: its _C_cuda.so would be loaded."""
     package.mkdir(parents=True, exist_ok=True)
-    for stale in {*package.glob("_C_*.so"), *(package / name for name in libraries)}:
+    for stale in {*package.glob("_C_*.so"), *(package / name for name in files)}:
         stale.unlink(missing_ok=True)  # not written over: a process may run it
-    for name in libraries:
+    for name in files:
         shutil.copy2(built / name, package)
 
 
-setup(ext_modules=[Extension(f"{PACKAGE}._C_cpu", sources=[])], cmdclass={"build_ext": CMakeBuild})
+# The libraries know nothing of Python, so a wheel is for this and every later one.
+setup(
+    ext_modules=[Extension(f"{PACKAGE}._C_cpu", sources=[])],
+    cmdclass={"build_ext": CMakeBuild},
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},
+)

@@ -28,11 +28,11 @@ def info(arguments):
 
         print(table())
         return 0
-    from ._build_info import build_info
+    from .build_info import build_info
 
     for name, value in versions().items():
         print(f"{name:<16} {value or 'not installed'}")
-    for name, value in dict(build_info()).items():
+    for name, value in build_info().items():
         print(f"{name:<16} {value}")
     print(f"{'cpu':<16} {torch.get_num_threads()} threads")
     for index in range(torch.cuda.device_count()):

@@ -10,13 +10,14 @@ import pytest
 import torch
 from building import FOLDER, ROOT, SMOKE, python, runs
 
-from shrinknets_fast import _build_info, _library
+from shrinknets_fast import _library
+from shrinknets_fast.build_info import build_info
 
 HAS_CUDA_LIBRARY = (FOLDER / "_C_cuda.so").exists()
 
 
 def test_build_info_says_how():
-    info = _build_info.build_info()
+    info = build_info()
     assert set(info) == {"torch_version", "cuda_version", "architectures", "compiler", "compiler_flags", "cuda_flags"}
     assert "-O3" in info["compiler_flags"] and re.match(r"\d+\.\d+", info["torch_version"])
     assert bool(info["cuda_version"]) == bool(info["architectures"]) == HAS_CUDA_LIBRARY
@@ -28,7 +29,7 @@ def test_the_libraries_that_exist_are_loaded():
 
 
 def test_the_kernels_need_nothing_of_python():
-    """One binary for every Python: only build_info links against it."""
+    """One binary for every Python."""
     if not shutil.which("nm"):
         pytest.skip("needs nm")
     for library in FOLDER.glob("_C_*.so"):
@@ -44,7 +45,7 @@ def test_device_code_for_every_architecture():
     """What it uses is nvcc's choice: the build warns where a kernel needs local memory."""
     cuobjdump = shutil.which("cuobjdump") or pytest.importorskip("triton.knobs").nvidia.cuobjdump.path
     elf = runs([cuobjdump, "--list-elf", FOLDER / "_C_cuda.so"], FOLDER).stdout
-    for architecture in _build_info.build_info()["architectures"].split():
+    for architecture in build_info()["architectures"].split():
         assert f"sm_{architecture.removesuffix('-real')}" in elf
 
 

@@ -498,3 +498,24 @@ def test_a_statistic_that_only_a_buffer_holds_is_wanted_beside_a_dead_layer():
         assert gc.collect().removed == {"second": 7}
     model(x)
     assert torch.equal(model.level, level)
+
+
+def test_what_the_model_returns_is_wanted_though_only_a_dead_layer_reads_it():
+    class Auxiliary(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.middle = sn.FilteredLinear(6, 8), nn.Linear(8, 4)
+            self.dead, self.last = sn.FilteredLinear(4, 5), nn.Linear(5, 3)
+
+        def forward(self, x):
+            middle = self.middle(self.first(x))
+            return middle, self.last(self.dead(middle))
+
+    model, x = Auxiliary().double(), torch.randn(5, 6, dtype=torch.float64)
+    gc = sn.GarbageCollector(model, x)
+    with torch.no_grad():
+        model.dead.theta.zero_()
+    before = model(x)
+    with pytest.warns(UserWarning, match="one stays as padding"):
+        assert gc.collect().removed == {"dead": 4}
+    assert all(relative(a, b) < 1e-13 for a, b in zip(model(x), before, strict=True))
