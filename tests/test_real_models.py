@@ -163,11 +163,11 @@ def test_a_batch_norm_with_a_cumulative_average():
 
 
 def test_parameters_that_are_parts_of_one_flat_buffer_are_refused():
-    """As some optimizers lay them out: the second begins in the middle of the memory."""
+    """As some optimizers lay them out: none of the two begins where the memory does."""
     model = nn.Sequential(sn.FilteredLinear(6, 6, bias=False), nn.Linear(6, 2, bias=False)).double()
-    flat = torch.randn(48, dtype=torch.float64)
+    flat = torch.randn(52, dtype=torch.float64)
     with sn.unfolded():
-        model[0].weight, model[1].weight = (nn.Parameter(flat[:36].view(6, 6)), nn.Parameter(flat[36:].view(2, 6)))
+        model[0].weight, model[1].weight = (nn.Parameter(flat[4:40].view(6, 6)), nn.Parameter(flat[40:].view(2, 6)))
     gc = sn.GarbageCollector(model, torch.randn(4, 6, dtype=torch.float64))
     kill(model)
     with pytest.raises(sn.ShrinkError, match="shares its memory with"):
