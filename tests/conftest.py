@@ -23,7 +23,7 @@ if INTERPRETED:
 # By default a GPU's float32 convolutions would multiply in tf32, far from what float32's tests ask for.
 torch.backends.cudnn.allow_tf32 = False
 
-# Where there is no GPU the CUDA kernels run emulated and the Triton kernels interpreted; only a test of the GPU itself is skipped.
+# Without a GPU the CUDA kernels run emulated and the Triton kernels interpreted; only a test of the GPU itself is skipped.
 CUDA = [] if INTERPRETED else [pytest.param("cuda", marks=pytest.mark.gpu)]
 
 

@@ -56,6 +56,7 @@ struct Block {
   std::vector<Warp> warps;
   unsigned at_barrier = 0, done = 0;
   uint64_t frozen_until = 0, priority = 0;
+  uint64_t came = 0;  // the how manieth to do something atomic, such as to take a ticket
   char* arena = nullptr;
   size_t used = 0;
   std::unordered_map<const void*, Variable> shared;
@@ -95,7 +96,7 @@ struct Run {
   const void* arguments;
   std::vector<Block*> resident;
   std::vector<Sleeper> sleepers;  // a heap
-  uint64_t step = 0, sleeps_in_a_row = 0;
+  uint64_t step = 0, sleeps_in_a_row = 0, came = 0;
   std::string failure;
   bool lazy = false;
 };

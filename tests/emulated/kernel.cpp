@@ -154,6 +154,9 @@ void atomic_access(const void* address, size_t bytes, bool reads, bool writes, b
   if (writes) {
     running->sleeps_in_a_row = 0;
   }
+  if (Block* b = current()->block; b->came == 0) {
+    b->came = ++running->came;
+  }
   if (reinterpret_cast<uintptr_t>(address) % bytes != 0) {
     fail("an atomic access at an address that is not a multiple of its size");
   }

@@ -21,7 +21,7 @@ COUNTERS = (
     "preemptions",
     "accesses",
 )
-POLICIES = ("in turn", "random", "priorities", "starved")  # of blocks; starved: the lowest go last
+POLICIES = ("in turn", "random", "priorities", "starved")  # of blocks; starved: who took the lowest tickets goes last
 ORDERS = ("ascending", "descending", "shuffled", "any")  # in which blocks start
 
 

@@ -43,7 +43,7 @@ Block* new_block(uint64_t number, const Launch& launch) {
       dim3(static_cast<unsigned>(number % launch.grid.x), static_cast<unsigned>(number / launch.grid.x % launch.grid.y),
            static_cast<unsigned>(number / launch.grid.x / launch.grid.y));
   b->interval = b->at_barrier = b->done = 0;
-  b->frozen_until = 0;
+  b->frozen_until = b->came = 0;
   b->priority = random_number();
   b->used = 0;
   b->shared.clear();
@@ -130,8 +130,9 @@ Block* pick_block() {
   }
   Block* chosen = nullptr;
   for (Block* b : resident) {
-    if (can_go_on(b) && (!chosen || (options.policy == kPriorities && b->priority > chosen->priority) ||
-                         (options.policy == kStarved && b->number > chosen->number))) {
+    if (can_go_on(b) &&
+        (!chosen || (options.policy == kPriorities && b->priority > chosen->priority) ||
+         (options.policy == kStarved && b->came - 1 > chosen->came - 1))) {  // who has not come, goes first
       chosen = b;
     }
   }
