@@ -17,6 +17,7 @@ import torch
 from conftest import emulated
 from emulated import build
 
+import shrinknets_fast as sn
 from shrinknets_fast import reference
 from shrinknets_fast.ops.compact import compact_, fill
 
@@ -136,6 +137,34 @@ def test_offsets_of_64_bits_in_fold(library):
     )
     torch.testing.assert_close(dweight.double(), exact[0], rtol=1e-3, atol=0)
     torch.testing.assert_close(dtheta.double(), exact[2], rtol=1e-5, atol=1e-5)
+
+
+def test_training_and_a_collection(library):
+    """All ops in one go, and the network that is left computes what it did."""
+    layers = (
+        sn.FilteredConv2d(3, 13, 3, activation="relu"),
+        torch.nn.Conv2d(13, 19, 3),
+        sn.Filter(19),
+        torch.nn.Flatten(),
+    )
+    model = torch.nn.Sequential(*layers, torch.nn.Linear(19 * 4 * 4, 2)).double()
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    before = library.counters()["blocks"]
+    with library.routed():
+        gc = sn.GarbageCollector(model, x, optimizers=optimizer)
+        model(x).square().sum().backward()
+        optimizer.step()
+        with torch.no_grad():
+            model[0].theta[[0, 4, 12]] = 0
+            model[2].theta[5:] = -1
+        expected = model(x)
+        gc.collect()
+        torch.testing.assert_close(model(x), expected)
+        model(x).square().sum().backward()
+        optimizer.step()
+    assert model[0].out_channels == 10 and model[4].in_features == 5 * 16
+    assert library.counters()["blocks"] > before + 20
 
 
 def test_a_captured_stream_is_refused_before_a_byte_moves(library):

@@ -74,7 +74,11 @@ def compile_to(library, kind, say):
     }
     cmake = shutil.which("cmake", path=PATH)
     flags = [f"-D{name}={value}" for name, value in options.items()]
-    for command in ([cmake, "-S", ROOT, "-B", folder, "-G", "Ninja", *flags], [cmake, "--build", folder]):
+    at_once = str(os.cpu_count() or 1)
+    for command in (
+        [cmake, "-S", ROOT, "-B", folder, "-G", "Ninja", *flags],
+        [cmake, "--build", folder, "--parallel", at_once],
+    ):
         run = subprocess.run(command, stdout=say or subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         if run.returncode:
             raise RuntimeError(f"the emulated CUDA kernels ({kind}) do not compile:\n{(run.stdout or '')[-4000:]}")

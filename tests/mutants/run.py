@@ -4,8 +4,8 @@
     make mutants
 
 Prints a row for each. Exit status 1 if a fault survives that gives no reason, if one is caught that gives one, or if a line to be
-changed is gone. Faults in C++ take a build without CUDA; they come last, and behind them those of the CUDA kernels, which their own
-tests compile (tests/emulated).
+changed is gone. Faults in C++ take a build without CUDA; they come last, and behind them those of the CUDA kernels, for which the
+tests build what they need (tests/emulated).
 """
 
 import os
