@@ -79,6 +79,8 @@ def outcome(folder, fault):
             run = subprocess.run(command, cwd=folder, env=environment(folder), capture_output=True, timeout=LIMIT)
         except subprocess.TimeoutExpired:
             return "caught"
+        if b"do not compile" in run.stdout:  # tests/emulated/build.py
+            return "no build"
         if run.returncode < 0:  # the process died of it
             return "caught"
         return {0: "survives", 1: "caught"}.get(run.returncode, f"status {run.returncode}")
