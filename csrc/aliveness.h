@@ -5,6 +5,7 @@
 #include "scalar.h"
 #include "tensors.h"
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -38,6 +39,22 @@ struct Burial {
   void* target;
   int64_t size;
   int bytes;  // of an element
+  int owner;  // theta's number
+
+  SN_HOST_DEVICE bool dead(int64_t k) const { return theta.get<double>(k) <= 0; }
+
+  SN_HOST_DEVICE void bury(int64_t k) const {
+    switch (bytes) {
+      case 2:
+        static_cast<uint16_t*>(target)[k] = 0;
+        break;
+      case 4:
+        static_cast<uint32_t*>(target)[k] = 0;
+        break;
+      default:
+        static_cast<uint64_t*>(target)[k] = 0;
+    }
+  }
 };
 
 inline void check_theta(const char* op, const std::string& name, const Tensor& t, const Tensor& first) {
@@ -67,12 +84,16 @@ inline std::vector<Look> make_looks(const std::vector<Tensor>& thetas, const std
   return looks;
 }
 
-// owner[i]: the theta to which state[i] belongs.
+// owner[i]: the theta to which state[i] belongs. A theta's burials lie behind each other, its own is the last of them.
 inline std::vector<Burial> make_burials(const std::vector<Tensor>& thetas, const std::vector<Tensor>& state,
                                         const std::vector<int64_t>& owner) {
   const char* op = "bury_";
   SN_CHECK(state.size() == owner.size(), op, ": owner has ", owner.size(), " entries, expected ", state.size());
   std::vector<Burial> burials;
+  const auto add = [&](const Tensor& target, int64_t theta) {
+    burials.push_back({Vector(thetas[theta]), target.data_ptr(), target.size(0),
+                       static_cast<int>(target.element_size()), static_cast<int>(theta)});
+  };
   for (size_t i = 0; i < thetas.size(); ++i) {
     check_theta(op, "thetas[" + std::to_string(i) + "]", thetas[i], thetas[0]);
   }
@@ -82,28 +103,13 @@ inline std::vector<Burial> make_burials(const std::vector<Tensor>& thetas, const
     SN_CHECK(owner[i] >= 0 && owner[i] < bound, op, ": owner holds ", owner[i], ", expected 0 to ", bound - 1);
     check_theta(op, name, state[i], thetas[0]);
     check_same_shape(op, name.c_str(), state[i], "its theta", thetas[owner[i]]);
-    burials.push_back(
-        {Vector(thetas[owner[i]]), state[i].data_ptr(), state[i].size(0), static_cast<int>(state[i].element_size())});
+    add(state[i], owner[i]);
   }
-  for (const Tensor& theta : thetas) {
-    burials.push_back({Vector(theta), theta.data_ptr(), theta.size(0), static_cast<int>(theta.element_size())});
+  for (size_t i = 0; i < thetas.size(); ++i) {
+    add(thetas[i], static_cast<int64_t>(i));
   }
+  std::stable_sort(burials.begin(), burials.end(), [](const auto& a, const auto& b) { return a.owner < b.owner; });
   return burials;
-}
-
-SN_HOST_DEVICE void bury_one(const Burial& burial, int64_t k) {
-  if (burial.theta.get<double>(k) <= 0) {
-    switch (burial.bytes) {
-      case 2:
-        static_cast<uint16_t*>(burial.target)[k] = 0;
-        break;
-      case 4:
-        static_cast<uint32_t*>(burial.target)[k] = 0;
-        break;
-      default:
-        static_cast<uint64_t*>(burial.target)[k] = 0;
-    }
-  }
 }
 
 }  // namespace shrinknets

@@ -4,10 +4,12 @@
 
 #include <cstdint>
 
+#ifndef SN_HOST_DEVICE
 #if defined(__CUDACC__)
 #define SN_HOST_DEVICE __host__ __device__ __forceinline__
 #else
 #define SN_HOST_DEVICE inline
+#endif
 #endif
 
 namespace shrinknets {

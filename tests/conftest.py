@@ -1,9 +1,13 @@
+import functools
 import os
+import random
 import signal
 
 import interpreter
 import pytest
 import torch
+from emulated import build
+from emulated.library import Library
 
 # Workers share the cores: one thread each keeps them from fighting, and two in a single run keep the parallel code tested.
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
@@ -19,7 +23,16 @@ if INTERPRETED:
 # By default a GPU's float32 convolutions would multiply in tf32, far from what float32's tests ask for.
 torch.backends.cudnn.allow_tf32 = False
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+# Without a GPU the CUDA kernels run emulated and the Triton kernels interpreted; only a test of the GPU itself is skipped.
+CUDA = [] if INTERPRETED else [pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+@functools.cache
+def emulated():
+    """The CUDA kernels, run by the CPU: tests/emulated. Built when it is first asked for."""
+    if build.missing():
+        pytest.skip(build.missing())
+    return Library()
 
 
 def pytest_collection_modifyitems(items):
@@ -30,12 +43,18 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
-@pytest.fixture(params=DEVICES)
+@pytest.fixture(params=["cpu", "emulated", *CUDA])
 def device(request):
-    return request.param
+    """Where the package's own ops run; emulated: CUDA's, on tensors of the CPU, in an order that the test's name decides."""
+    if request.param != "emulated":
+        yield request.param
+        return
+    emulated().random_schedule(random.Random(request.node.nodeid), 1)
+    with emulated().routed():
+        yield "cpu"
 
 
-@pytest.fixture(params=DEVICES)
+@pytest.fixture(params=["cpu", *CUDA])
 def kernel_device(request):
     """Where Triton kernels run: interpreted on the CPU where there is no GPU, else on it."""
     if request.param == "cpu" and not INTERPRETED:

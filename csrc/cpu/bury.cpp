@@ -9,7 +9,9 @@ namespace {
 void bury_(std::vector<Tensor> thetas, std::vector<Tensor> state, std::vector<int64_t> owner) {
   for (const Burial& burial : make_burials(thetas, state, owner)) {
     for (int64_t k = 0; k < burial.size; ++k) {
-      bury_one(burial, k);
+      if (burial.dead(k)) {
+        burial.bury(k);
+      }
     }
   }
 }

@@ -37,9 +37,8 @@ __global__ void aliveness_kernel(Looks looks, uint8_t* dead, int64_t* counts) {
 
 Tensor aliveness(std::vector<Tensor> thetas, std::vector<int64_t> group) {
   const std::vector<Look> looks = make_looks(thetas, group);
-  const torch::stable::accelerator::DeviceGuard guard(thetas[0].get_device_index());
+  const OnCuda on(thetas[0]);
   const Seen seen(thetas[0], looks);
-  const cudaStream_t stream = current_stream(thetas[0]);
   const auto all = static_cast<int64_t>(looks.size());
   for (int64_t begin = 0; begin < all;) {
     // as many whole groups as a launch takes
@@ -51,7 +50,7 @@ Tensor aliveness(std::vector<Tensor> thetas, std::vector<int64_t> group) {
              " thetas");
     const auto blocks = static_cast<unsigned>(looks[end - 1].group - looks[begin].group + 1);
     with_batch(looks.data() + begin, end - begin, [&](const auto& batch) {
-      aliveness_kernel<<<blocks, kThreads, 0, stream>>>(batch, seen.masks, seen.counts);
+      launch<aliveness_kernel<std::decay_t<decltype(batch)>>>(on, blocks, batch, seen.masks, seen.counts);
     });
     begin = end;
   }

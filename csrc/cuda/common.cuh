@@ -10,11 +10,19 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "../checks.h"
+#include "../tensors.h"
+#include "limits.cuh"
+#include "ptx.cuh"
+
+// A variable of the block: SN_SHARED(float, sums, [8]). The two macros are what no other compiler reads; tests/emulated
+// has its own.
+#ifndef SN_SHARED
+#define SN_SHARED(type, name, ...) __shared__ type name __VA_ARGS__
+#define SN_LAUNCH(kernel, grid, threads, stream) kernel<<<grid, threads, 0, stream>>>
+#endif
 
 namespace shrinknets {
 
-constexpr int kThreads = 256;
 constexpr int kWarp = 32;
 constexpr unsigned kFullMask = 0xffffffffu;
 
@@ -32,13 +40,37 @@ struct OnCuda {
   explicit OnCuda(const Tensor& t) : guard(t.get_device_index()), stream(current_stream(t)) {}
 };
 
+// Whether what is asked of the stream is written down for later, into a CUDA graph.
+inline bool is_captured(const OnCuda& on) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  STD_CUDA_CHECK(cudaStreamIsCapturing(on.stream, &status));
+  return status != cudaStreamCaptureStatusNone;
+}
+
+// The one place where kernels start.
+template <auto kernel, typename... Args>
+void launch(const OnCuda& on, dim3 grid, const Args&... args) {
+  SN_LAUNCH(kernel, grid, kThreads, on.stream)(args...);
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+inline Tensor new_bytes(const Tensor& like, int64_t size) {
+  return empty_vector(like, size, ScalarType::Byte);
+}
+
+// On the host, page-locked: a copy from there neither waits for the device nor is waited for.
+inline Tensor new_pinned_bytes(int64_t size) {
+  const torch::stable::Device host(torch::headeronly::DeviceType::CPU);
+  return torch::stable::empty({size}, ScalarType::Byte, std::nullopt, host, true);
+}
+
 inline int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;
 }
 
-// Blocks of a grid-stride loop: enough to fill any present GPU several times over, few enough to start quickly.
+// Blocks of a grid-stride loop.
 inline unsigned grid_for(int64_t work) {
-  return static_cast<unsigned>(std::clamp<int64_t>(ceil_div(work, kThreads), 1, 4096));
+  return static_cast<unsigned>(std::clamp<int64_t>(ceil_div(work, kThreads), 1, kMostBlocks));
 }
 
 template <typename acc>
@@ -52,7 +84,7 @@ __device__ __forceinline__ acc warp_sum(acc value) {
 // The sum over a block of kThreads threads, valid in thread 0; always in the same order.
 template <typename acc>
 __device__ __forceinline__ acc block_sum(acc value) {
-  __shared__ acc partial[kThreads / kWarp];
+  SN_SHARED(acc, partial, [kThreads / kWarp]);
   value = warp_sum(value);
   if (threadIdx.x % kWarp == 0) {
     partial[threadIdx.x / kWarp] = value;
@@ -76,11 +108,10 @@ struct Batch {
   Batch(const T* items, int64_t size) : count(static_cast<int>(size)) { std::copy(items, items + size, item); }
 };
 
-// Arguments take up to 32,764 bytes, but every launch copies them all.
 template <typename T>
-using SmallBatch = Batch<T, 4000>;
+using SmallBatch = Batch<T, kSmallBatch>;
 template <typename T>
-using LargeBatch = Batch<T, 32000>;
+using LargeBatch = Batch<T, kLargeBatch>;
 
 // launch(batch) with the smaller kind that holds the items.
 template <typename T, typename Launch>
@@ -90,7 +121,6 @@ void with_batch(const T* items, int64_t size, const Launch& launch) {
   } else {
     launch(LargeBatch<T>(items, size));
   }
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
 // V neighbouring elements moved as one load or store.

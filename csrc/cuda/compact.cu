@@ -12,8 +12,6 @@
 namespace shrinknets {
 namespace {
 
-constexpr int kTileBytes = 32 << 10;  // four blocks of 64 registers fill a multiprocessor and hold 128 KB in flight
-
 // A tensor in device memory, in the call's one sequence of tiles.
 struct Entry {
   char* data;
@@ -22,15 +20,9 @@ struct Entry {
   int word;
 };
 
-__device__ __forceinline__ void publish(unsigned* flag) {
-  asm volatile("st.release.gpu.global.u32 [%0], 1;" ::"l"(flag) : "memory");
-}
-
-__device__ __forceinline__ bool published(const unsigned* flag) {
-  unsigned value;
-  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(flag) : "memory");
-  return value != 0;
-}
+struct alignas(16) Buffer {
+  char bytes[kTileBytes];
+};
 
 // The entry that holds tile t; all lanes of a warp search together, 32 entries a step.
 __device__ __forceinline__ int64_t entry_of(const Entry* entries, int64_t count, int64_t t) {
@@ -81,40 +73,39 @@ class Places {
   int64_t line_, rest_;
 };
 
-// One word from global to shared memory; from four bytes on without a register and without waiting.
+// One word from global to shared memory; from four bytes on it may arrive later.
 template <typename W>
 __device__ __forceinline__ void start_read(W* to, const W* from) {
   if constexpr (sizeof(W) >= 4) {
-    const auto shared = static_cast<unsigned>(__cvta_generic_to_shared(to));
-    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(shared), "l"(from), "n"(sizeof(W)));
+    ptx::start_copy(to, from);
   } else {
     *to = *from;
   }
 }
 
 template <typename W>
-__device__ void move(const Entry& entry, int64_t t, unsigned* read, void* buffer, Span* shared_waits) {
+__device__ void move(const Entry& entry, int64_t t, unsigned* read, Buffer& buffer, Span& waits) {
   const Tiles& tiles = entry.tiles;
   const Span range = tiles.range(t);
   const int size = static_cast<int>(range.end - range.begin);
   W* const data = reinterpret_cast<W*>(entry.data);
-  W* const held = static_cast<W*>(buffer);
+  W* const held = reinterpret_cast<W*>(buffer.bytes);
   const Places places(tiles, range.begin);
 #pragma unroll 1
   for (int i = threadIdx.x; i < size; i += kThreads) {
     start_read(held + i, data + places.source(i));
   }
   if (threadIdx.x == 0) {
-    *shared_waits = tiles.waits(t);  // while the words are on their way
+    waits = tiles.waits(t);  // while the words are on their way
   }
-  asm volatile("cp.async.wait_all;" ::: "memory");
+  ptx::finish_copies();
   __syncthreads();  // all of the tile has been read
   if (threadIdx.x == 0) {
-    publish(read + t);
+    ptx::store_release(read + t);
   }
-  const Span lower = *shared_waits;
+  const Span lower = waits;
   for (int64_t other = lower.begin + threadIdx.x; other < lower.end; other += kThreads) {
-    while (!published(read + other)) {
+    while (ptx::load_acquire(read + other) == 0) {
       __nanosleep(64);
     }
   }
@@ -127,9 +118,9 @@ __device__ void move(const Entry& entry, int64_t t, unsigned* read, void* buffer
 
 __global__ void __launch_bounds__(kThreads)
     compact_kernel(const Entry* entries, int64_t count, unsigned* next, unsigned* read) {
-  __shared__ unsigned ticket;
-  __shared__ Span waits;
-  __shared__ alignas(16) char buffer[kTileBytes];
+  SN_SHARED(unsigned, ticket);
+  SN_SHARED(Span, waits);
+  SN_SHARED(Buffer, buffer);
   if (threadIdx.x == 0) {
     ticket = atomicAdd(next, 1u);
   }
@@ -139,15 +130,15 @@ __global__ void __launch_bounds__(kThreads)
   read += entry.first;
   switch (entry.word) {
     case 1:
-      return move<uint8_t>(entry, t, read, buffer, &waits);
+      return move<uint8_t>(entry, t, read, buffer, waits);
     case 2:
-      return move<uint16_t>(entry, t, read, buffer, &waits);
+      return move<uint16_t>(entry, t, read, buffer, waits);
     case 4:
-      return move<uint32_t>(entry, t, read, buffer, &waits);
+      return move<uint32_t>(entry, t, read, buffer, waits);
     case 8:
-      return move<uint2>(entry, t, read, buffer, &waits);
+      return move<uint2>(entry, t, read, buffer, waits);
     default:
-      return move<uint4>(entry, t, read, buffer, &waits);
+      return move<uint4>(entry, t, read, buffer, waits);
   }
 }
 
@@ -157,7 +148,9 @@ class Layout {
   // Where `bytes` of `data` will be, from the beginning.
   int64_t add(const void* data, int64_t bytes) {
     const int64_t place = size_;
-    parts_.push_back({data, bytes, place});
+    if (bytes > 0) {  // no part may be null
+      parts_.push_back({data, bytes, place});
+    }
     size_ += ceil_div(bytes, 16) * 16;
     return place;
   }
@@ -179,15 +172,8 @@ class Layout {
   int64_t size_ = 0;
 };
 
-Tensor new_bytes(int64_t size, const Tensor& like, bool on_host) {
-  using torch::headeronly::DeviceType;
-  using torch::stable::Device;
-  const Device device = on_host ? Device(DeviceType::CPU) : Device(DeviceType::CUDA, like.get_device_index());
-  return torch::stable::empty({size}, ScalarType::Byte, std::nullopt, device, on_host);
-}
-
 // The table goes to the device from pinned memory, so that nothing waits for the device.
-void launch(const std::vector<Piece>& pieces, const std::vector<KeptList>& lists, const Tensor& like) {
+void move_all(const std::vector<Piece>& pieces, const std::vector<KeptList>& lists, const Tensor& like) {
   Layout layout;
   std::vector<int64_t> list_at, holes_at, tail_at;
   for (const KeptList& list : lists) {
@@ -207,9 +193,13 @@ void launch(const std::vector<Piece>& pieces, const std::vector<KeptList>& lists
     return;
   }
   SN_CHECK(tiles < (int64_t{1} << 31), kCompact, ": ", tiles, " tiles, expected fewer than 2^31 in one call");
+  const OnCuda on(like);
+  SN_CHECK(!is_captured(on), kCompact,
+           ": the stream is captured into a CUDA graph, whose replays would read a table of ",
+           "this call that is no longer there; call it outside");
   const int64_t entries_at = layout.add(entries.data(), entries.size() * sizeof(Entry));
   const int64_t flags_at = layout.size(), flag_bytes = (tiles + 1) * sizeof(unsigned);
-  Tensor table = new_bytes(flags_at + flag_bytes, like, false);
+  Tensor table = new_bytes(like, flags_at + flag_bytes);
   char* const base = static_cast<char*>(table.data_ptr());
   size_t e = 0;
   for (const Piece& piece : pieces) {
@@ -221,16 +211,14 @@ void launch(const std::vector<Piece>& pieces, const std::vector<KeptList>& lists
       moved.holes = moved.holes ? at(holes_at[piece.columns]) : nullptr;
     }
   }
-  const Tensor host = new_bytes(flags_at, like, true);
+  const Tensor host = new_pinned_bytes(flags_at);
   layout.write(static_cast<char*>(host.data_ptr()));
-  const cudaStream_t stream = current_stream(like);
   Tensor head = torch::stable::narrow(table, 0, 0, flags_at);
   torch::stable::copy_(head, host, true);
   unsigned* const flags = reinterpret_cast<unsigned*>(base + flags_at);
-  STD_CUDA_CHECK(cudaMemsetAsync(flags, 0, flag_bytes, stream));
-  compact_kernel<<<static_cast<unsigned>(tiles), kThreads, 0, stream>>>(
-      reinterpret_cast<const Entry*>(base + entries_at), entries.size(), flags, flags + 1);
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  STD_CUDA_CHECK(cudaMemsetAsync(flags, 0, flag_bytes, on.stream));
+  launch<compact_kernel>(on, static_cast<unsigned>(tiles), reinterpret_cast<const Entry*>(base + entries_at),
+                         static_cast<int64_t>(entries.size()), flags, flags + 1);
 }
 
 void compact_(std::vector<Tensor> tensors, std::vector<Tensor> kept, std::vector<int64_t> tensor,
@@ -239,8 +227,7 @@ void compact_(std::vector<Tensor> tensors, std::vector<Tensor> kept, std::vector
   const std::vector<Piece> pieces =
       make_pieces(tensors, lists, tensor, dim, index, [](int word) -> int64_t { return kTileBytes / word; });
   if (!tensors.empty()) {
-    const torch::stable::accelerator::DeviceGuard guard(tensors[0].get_device_index());
-    launch(pieces, lists, tensors[0]);
+    move_all(pieces, lists, tensors[0]);
   }
 }
 

@@ -5,8 +5,7 @@
 namespace shrinknets {
 namespace {
 
-constexpr int64_t kShort = 32;  // below this, runs of one feature are too short for a warp
-constexpr int kTileRows = kThreads / kWarp;
+constexpr int kWarps = kThreads / kWarp;
 
 // y = x s, or relu of it, V neighbouring elements at a time; all of a pack lie in one run, or a run is one element.
 template <bool relu, typename T, typename acc, int V>
@@ -54,23 +53,25 @@ __global__ void runs_backward_kernel(Blocks blocks, const G* grad, const T* x, T
   }
 }
 
-// Short runs: x is a matrix of `outer` rows and features * inner columns; a block takes 32 columns of a share of the
-// rows.
+// Runs shorter than a warp: x is a matrix of `outer` rows and features * inner columns. A block takes as many whole
+// features as a warp has lanes for, a share of the rows, and all rows at once that it has threads for; partial[part][c]
+// is a feature's sum.
 template <bool relu, typename G, typename T>
 __global__ void columns_backward_kernel(Blocks blocks, const G* grad, const T* x, T* dx, Vector theta,
                                         acc_t<G, T>* partial) {
   using acc = acc_t<G, T>;
-  __shared__ acc sums[kTileRows][kWarp];
-  const int lane = threadIdx.x % kWarp, tile_row = threadIdx.x / kWarp;
-  const int64_t columns = blocks.features * blocks.inner;
-  const int64_t column = static_cast<int64_t>(blockIdx.x) * kWarp + lane;
+  SN_SHARED(acc, sums, [kThreads]);
+  const int width = static_cast<int>(blocks.inner), lanes = kWarp / width * width, rows = kThreads / lanes;
+  const int lane = threadIdx.x % lanes, first_row = threadIdx.x / lanes;
+  const int64_t columns = blocks.features * width;
+  const int64_t column = static_cast<int64_t>(blockIdx.x) * lanes + lane;
   const int64_t share = (blocks.outer + gridDim.y - 1) / gridDim.y;
   const int64_t begin = share * blockIdx.y;
   const int64_t end = begin + share < blocks.outer ? begin + share : blocks.outer;
   acc sum = 0;
-  if (column < columns) {
-    const acc s = scale_of<acc>(theta, column / blocks.inner);
-    for (int64_t row = begin + tile_row; row < end; row += kTileRows) {
+  if (first_row < rows && column < columns) {
+    const acc s = scale_of<acc>(theta, column / width);
+    for (int64_t row = begin + first_row; row < end; row += rows) {
       const int64_t i = row * columns + column;
       const acc value = static_cast<acc>(x[i]);
       const acc g = passed<relu>(static_cast<acc>(grad[i]), value);
@@ -78,27 +79,35 @@ __global__ void columns_backward_kernel(Blocks blocks, const G* grad, const T* x
       dx[i] = static_cast<T>(scaled(g, s));
     }
   }
-  sums[tile_row][lane] = sum;
+  sums[threadIdx.x] = sum;
   __syncthreads();
-  if (tile_row == 0 && column < columns) {
-    for (int r = 1; r < kTileRows; ++r) {
-      sum += sums[r][lane];
+  if (threadIdx.x < kWarp) {
+    sum = 0;
+    for (int at = threadIdx.x; threadIdx.x < lanes && at < rows * lanes; at += lanes) {
+      sum += sums[at];
     }
-    partial[blockIdx.y * columns + column] = sum;
+    const int place = lane % width;  // in its feature
+    for (int step = kWarp / 2; step > 0; step /= 2) {
+      const acc other = __shfl_down_sync(kFullMask, sum, step);
+      sum += place + step < width ? other : acc(0);
+    }
+    if (place == 0 && threadIdx.x < lanes && column < columns) {
+      partial[blockIdx.y * blocks.features + column / width] = sum;
+    }
   }
 }
 
-// dtheta[c] = sum of partial[part][c * width + k] over part and k; a warp per feature, always in the same order.
+// dtheta[c] = sum of partial[part][c] over the parts; a warp per feature, always in the same order.
 template <bool relu, typename acc>
-__global__ void reduce_partial_kernel(int64_t features, int64_t width, int64_t parts, const acc* partial, Vector theta,
+__global__ void reduce_partial_kernel(int64_t features, int64_t parts, const acc* partial, Vector theta,
                                       Vector dtheta) {
-  const int64_t c = static_cast<int64_t>(blockIdx.x) * kTileRows + threadIdx.x / kWarp;
+  const int64_t c = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp;
   if (c >= features) {
     return;  // whole warps leave together
   }
   acc sum = 0;
-  for (int64_t j = threadIdx.x % kWarp; j < parts * width; j += kWarp) {
-    sum += partial[(j / width) * features * width + c * width + j % width];
+  for (int64_t part = threadIdx.x % kWarp; part < parts; part += kWarp) {
+    sum += partial[part * features + c];
   }
   sum = warp_sum(sum);
   if (threadIdx.x % kWarp == 0) {
@@ -112,41 +121,34 @@ void launch_filter(const OnCuda& on, const Blocks& blocks, const T* x, T* y, Vec
   constexpr int V = 4;
   const int64_t unit = blocks.inner == 1 ? blocks.features : blocks.inner;
   if (unit % V == 0 && aligned_for(x, V) && aligned_for(y, V)) {
-    filter_kernel<relu, T, acc, V><<<grid_for(blocks.numel() / V), kThreads, 0, on.stream>>>(blocks, x, y, theta);
+    launch<filter_kernel<relu, T, acc, V>>(on, grid_for(blocks.numel() / V), blocks, x, y, theta);
   } else {
-    filter_kernel<relu, T, acc, 1><<<grid_for(blocks.numel()), kThreads, 0, on.stream>>>(blocks, x, y, theta);
+    launch<filter_kernel<relu, T, acc, 1>>(on, grid_for(blocks.numel()), blocks, x, y, theta);
   }
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-// Shares of about 16384 elements per block, at most 1024 of them (gridDim.y, and the second pass stays small).
-int64_t parts_for(int64_t elements_per_lane_group) {
-  return std::clamp<int64_t>(ceil_div(elements_per_lane_group, 16384), 1, 1024);
+int64_t parts_for(int64_t elements) {
+  return std::clamp<int64_t>(ceil_div(elements, kShare), 1, kMostShares);
 }
 
 template <bool relu, typename G, typename T>
 void launch_filter_backward(const OnCuda& on, const Tensor& like, const Blocks& blocks, const G* grad, const T* x,
                             T* dx, Vector theta, Vector dtheta) {
   using acc = acc_t<G, T>;
-  const bool runs = blocks.inner >= kShort;
-  const int64_t width = runs ? 1 : blocks.inner;
-  const int64_t columns = blocks.features * width;
+  const bool runs = blocks.inner >= kWarp;
   const int64_t parts = runs ? parts_for(blocks.outer * blocks.inner) : parts_for(blocks.outer * kWarp);
   const ScalarType type = std::is_same_v<acc, double> ? ScalarType::Double : ScalarType::Float;
-  Tensor scratch = empty_vector(like, parts * columns, type);
+  Tensor scratch = empty_vector(like, parts * blocks.features, type);
   acc* partial = static_cast<acc*>(scratch.data_ptr());
-  const unsigned across = static_cast<unsigned>(runs ? blocks.features : ceil_div(columns, kWarp));
-  const dim3 grid(across, static_cast<unsigned>(parts));
+  const int64_t across = runs ? blocks.features : ceil_div(blocks.features, kWarp / blocks.inner);
+  const dim3 grid(static_cast<unsigned>(across), static_cast<unsigned>(parts));
   if (runs) {
-    runs_backward_kernel<relu, G, T><<<grid, kThreads, 0, on.stream>>>(blocks, grad, x, dx, theta, partial);
+    launch<runs_backward_kernel<relu, G, T>>(on, grid, blocks, grad, x, dx, theta, partial);
   } else {
-    columns_backward_kernel<relu, G, T><<<grid, kThreads, 0, on.stream>>>(blocks, grad, x, dx, theta, partial);
+    launch<columns_backward_kernel<relu, G, T>>(on, grid, blocks, grad, x, dx, theta, partial);
   }
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
-  const unsigned blocks_of_features = static_cast<unsigned>(ceil_div(blocks.features, kTileRows));
-  reduce_partial_kernel<relu, acc>
-      <<<blocks_of_features, kThreads, 0, on.stream>>>(blocks.features, width, parts, partial, theta, dtheta);
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  const auto groups = static_cast<unsigned>(ceil_div(blocks.features, kWarps));
+  launch<reduce_partial_kernel<relu, acc>>(on, groups, blocks.features, parts, partial, theta, dtheta);
 }
 
 Tensor filter(Tensor x, Tensor theta, int64_t dim, bool relu) {

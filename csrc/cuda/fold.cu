@@ -84,25 +84,22 @@ void launch_fold(const OnCuda& on, const Rows<2>& rows, const W* weight, O* out,
                      rows.row_stride[1] % V == 0 && aligned_for(weight, V) && aligned_for(out, V);
   const int64_t work = std::max(rows.rows * rows.inner / (packs ? V : 1), rows.rows);
   if (packs) {
-    fold_kernel<W, O, V><<<grid_for(work), kThreads, 0, on.stream>>>(rows, weight, out, bias, out_bias, theta);
+    launch<fold_kernel<W, O, V>>(on, grid_for(work), rows, weight, out, bias, out_bias, theta);
   } else {
-    fold_kernel<W, O, 1><<<grid_for(work), kThreads, 0, on.stream>>>(rows, weight, out, bias, out_bias, theta);
+    launch<fold_kernel<W, O, 1>>(on, grid_for(work), rows, weight, out, bias, out_bias, theta);
   }
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
 template <typename G, typename W>
 void launch_fold_backward(const OnCuda& on, const Rows<3>& rows, const G* grad, const W* weight, W* dweight,
                           const BackwardVectors& v) {
-  constexpr int64_t kLongRow = 1024;  // past this a warp would loop more than 32 times
   if (rows.inner > kLongRow) {
-    const unsigned grid = static_cast<unsigned>(std::min<int64_t>(rows.rows, 1 << 20));
-    fold_backward_kernel<G, W, kThreads><<<grid, kThreads, 0, on.stream>>>(rows, grad, weight, dweight, v);
+    const unsigned grid = static_cast<unsigned>(std::min(rows.rows, kMostRows));
+    launch<fold_backward_kernel<G, W, kThreads>>(on, grid, rows, grad, weight, dweight, v);
   } else {
-    const unsigned grid = static_cast<unsigned>(std::min<int64_t>(ceil_div(rows.rows, kThreads / kWarp), 1 << 20));
-    fold_backward_kernel<G, W, kWarp><<<grid, kThreads, 0, on.stream>>>(rows, grad, weight, dweight, v);
+    const unsigned grid = static_cast<unsigned>(std::min(ceil_div(rows.rows, kThreads / kWarp), kMostRows));
+    launch<fold_backward_kernel<G, W, kWarp>>(on, grid, rows, grad, weight, dweight, v);
   }
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
 std::tuple<Tensor, Tensor> fold(Tensor weight, std::optional<Tensor> bias, Tensor theta,

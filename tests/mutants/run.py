@@ -1,10 +1,11 @@
-"""Tests of the tests: each single-line fault of faults.toml is planted in a copy of the package, and its test file has to fail.
+"""Tests of the tests: each fault of the tables is planted in a copy of the package, and its test file has to fail.
 
     python tests/mutants/run.py [WORDS]      all, or those whose file or line has one of these words
     make mutants
 
 Prints a row for each. Exit status 1 if a fault survives that gives no reason, if one is caught that gives one, or if a line to be
-changed is gone. Faults in C++ take a build without CUDA; they come last.
+changed is gone. Faults in C++ take a build without CUDA; they come last, and behind them those of the CUDA kernels, for which the
+tests build what they need (tests/emulated).
 """
 
 import os
@@ -16,23 +17,27 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
-FAULTS = Path(__file__).parent / "faults.toml"
+FAULTS = ROOT / "tests/mutants/faults.toml"
+EMULATED = ROOT / "tests/emulated/faults.toml"
 COPIED = ("shrinknets_fast", "tests", "bench", "csrc", "pyproject.toml", "CMakeLists.txt", "setup.py")
 LIMIT = 600  # seconds; a fault may make an endless loop
 
 
 def main(words):
-    faults = tomllib.loads(FAULTS.read_text())["fault"]
+    faults = sorted(tomllib.loads(FAULTS.read_text())["fault"], key=lambda fault: fault["file"].startswith("csrc"))
+    for fault in tomllib.loads(EMULATED.read_text())["fault"]:
+        faults.append({"tests": "tests/test_emulated.py", **fault, "emulated": True})
     chosen = [f for f in faults if not words or any(w in f["file"] + f["old"] for w in words)]
     wrong = 0
     with tempfile.TemporaryDirectory() as folder:
         copy_to(Path(folder))
-        for fault in sorted(chosen, key=lambda fault: fault["file"].startswith("csrc")):
+        for fault in chosen:
             said = outcome(Path(folder), fault)
             expected = "survives" if "reason" in fault else "caught"
             wrong += said != expected
             note = fault.get("reason", "")
-            print(f"{said:<9} {fault['file']}: {fault['old'].strip()} -> {fault['new'].strip()}  {note}", flush=True)
+            old, new = (" ".join(fault[name].split()) for name in ("old", "new"))
+            print(f"{said:<9} {fault['file']}: {old} -> {new}  {note}", flush=True)
     print(f"{len(chosen)} faults, {wrong} not as expected")
     return int(wrong > 0)
 
@@ -56,7 +61,7 @@ def outcome(folder, fault):
     built = folder / "shrinknets_fast" / "_C_cpu.so"
     library = built.read_bytes()
     try:
-        if fault["file"].startswith("csrc") and not builds(folder):
+        if fault["file"].startswith("csrc") and "emulated" not in fault and not builds(folder):
             return "no build"
         command = [
             sys.executable,
@@ -74,6 +79,8 @@ def outcome(folder, fault):
             run = subprocess.run(command, cwd=folder, env=environment(folder), capture_output=True, timeout=LIMIT)
         except subprocess.TimeoutExpired:
             return "caught"
+        if b"do not compile" in run.stdout:  # tests/emulated/build.py
+            return "no build"
         if run.returncode < 0:  # the process died of it
             return "caught"
         return {0: "survives", 1: "caught"}.get(run.returncode, f"status {run.returncode}")
