@@ -77,7 +77,7 @@ stage goals 20 "$(on_gpu "" !) $python -m bench.goals --results '$out'" # withou
 absent=()
 for module in hypothesis expecttest torchvision safetensors sklearn matplotlib; do has $module || absent+=("$module"); done
 [ ${#absent[@]} -eq 0 ] || echo "not installed: ${absent[*]}; the test files that import them are left out"
-pytest="$python -m pytest -v -m 'gpu and not slow' $(on_gpu "" "--collect-only -q")"
+pytest="$python -m pytest $(on_gpu "-v -m 'gpu and not slow'" "-q -m 'not slow' --collect-only")"
 ! has pytest_timeout || pytest+=" --timeout 40 --timeout-method thread"
 runnable() { for module in "${absent[@]}"; do ! grep -qE "^(from|import) $module" "$1" || return 1; done; }
 first=(fold filter aliveness compact guard linear conv)
@@ -97,7 +97,7 @@ for file in tests/test_*.py; do
   name=${file#tests/test_}
   [[ " ${first[*]} " == *" ${name%.py} "* ]] || ! runnable "$file" || rest+=("$file")
 done
-stage tests 300 "$pytest $(has xdist && echo -n 8) ${rest[*]}"
+stage tests 300 "$pytest $(! has xdist || echo "-n 8") ${rest[*]}"
 stage layers-all 200 "$bench layers --out '$out' --budget $(on_gpu 170 "1 --quick")"
 
 new=() again=()
