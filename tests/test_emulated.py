@@ -62,7 +62,7 @@ def test_random_calls_from_a_new_seed(kind, seconds):
     first = int(time.time())
     print(f"seed {first}")
     found = fuzz(kind, "--first", first, "--cases", 10_000_000, "--seconds", seconds)
-    assert min(found["cases"].values()) > 100, found
+    assert min(found["cases"].values()) > 30, found
 
 
 SCHEDULES = {
