@@ -202,3 +202,19 @@ def test_older_gpus_are_refused_by_the_compiler(arch):
     run = subprocess.run(command, capture_output=True, text=True)
     assert bool(run.returncode) == (arch == "750")
     assert not run.returncode or re.search(r"#error .*needs compute capability 8\.0 or newer", run.stderr)
+
+
+def test_what_a_machine_lacks_is_named(monkeypatch):
+    monkeypatch.setattr(build, "PATH", "/nowhere")
+    assert build.missing() == "the emulated CUDA kernels need g++, cmake, ninja"
+    monkeypatch.setattr(build.platform, "machine", lambda: "aarch64")
+    assert build.missing() == "the emulated CUDA kernels need Linux on x86-64, this is linux on aarch64"
+
+
+def test_a_change_of_a_source_is_another_library():
+    if build.missing():
+        pytest.skip(build.missing())
+    names = {path.name for path in build.sources()}
+    assert {"CMakeLists.txt", "compact.cu", "ptx.cuh", "tiles.h", "scheduler.cpp", "cuda_runtime.h"} <= names
+    assert "runs.h" not in names, "the kernels for the CPU are no part of it"
+    assert build.fingerprint("plain") != build.fingerprint("watched")
