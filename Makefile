@@ -38,7 +38,7 @@ test-full: lint
 bench: $(VENV)/.bench
 	$(BIN)/python -m bench all $(if $(filter-out 0,$(QUICK)),--quick) $(if $(OUT),--out $(OUT)) $(if $(DATA),--data $(DATA))
 
-# Tests of the tests: planted faults, each of which its test file has to catch. About 20 minutes.
+# Tests of the tests: planted faults, each of which its test file has to catch. About 45 minutes.
 mutants: build
 	$(BIN)/python tests/mutants/run.py
 

@@ -33,7 +33,7 @@ def missing():
 def sources():
     """What the libraries are made of."""
     here = Path(__file__).parent
-    files = [ROOT / "CMakeLists.txt", *(p for p in (ROOT / "csrc").rglob("*") if "cpu" not in p.parts)]
+    files = [ROOT / "CMakeLists.txt", *(ROOT / "csrc").glob("*"), *(ROOT / "csrc" / "cuda").glob("*")]
     files += [p for p in here.rglob("*") if p.suffix in (".cpp", ".h", ".txt")]
     return sorted(p for p in files if p.is_file())
 

@@ -52,8 +52,10 @@ def per_feature(product, dim):
 def fold(case):
     draw, call = case.draw, case.library.call
     shape = case.shape(draw.choice([1, 2, 2, 2, 3, 4, 5, 8]), 4_000 if case.small else 12_000)
-    dtype = draw.choice(FLOATS)
-    weight, grad = case.filled(case.strided(shape, dtype)), case.filled(case.strided(shape, case.dtype(dtype)))
+    dtype, kind = draw.choice(FLOATS), None
+    if draw.random() < 0.15:  # rows that are packs, but not from where each begins
+        shape, kind = [draw.randint(2, 9), 4 * draw.randint(1, 40)], "padded"
+    weight, grad = case.filled(case.strided(shape, dtype, kind)), case.filled(case.strided(shape, case.dtype(dtype)))
     theta = case.theta(shape[0], case.dtype(dtype))
     bias = case.vector(shape[0], case.dtype(dtype)) if draw.random() < 0.6 else None
     grad_bias = case.vector(shape[0], case.dtype(dtype)) if bias is not None and draw.random() < 0.7 else None
@@ -187,7 +189,7 @@ def compact(case):
             shape = [draw.randint(2, 7) for _ in range(draw.randint(1, 3))]
         elif draw.random() < 0.1 and not case.small:
             shape = big_shape(draw)
-        t = case.strided(shape, draw.choice(ANY), dense=True)
+        t = case.strided(shape, draw.choice(ANY), "dense")
         t.copy_(torch.randint(0, 2 if t.dtype == torch.bool else 250, shape).to(t.dtype))
         keep, least = {}, {"few": 0, "deep": 2, "many": 1}[kind]
         for d in draw.sample(range(len(shape)), min(draw.randint(least, 2), len(shape))):

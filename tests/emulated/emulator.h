@@ -128,9 +128,26 @@ void to_thread(Thread* thread);
 void to_host(bool forever = false);
 void poison(char* memory, size_t bytes, bool forbidden);  // for AddressSanitizer
 
+// blocks.cpp
+Block* new_block(uint64_t number, const Launch& launch);
+void give_back(Block* block);
+void check_barrier(Block* block);  // lets its threads go on once all have come
+std::string where(const Thread* thread);
+
+// Which block starts as the i-th; in a launch of a million or more, i itself.
+class Numbers {
+ public:
+  explicit Numbers(uint64_t blocks);
+  uint64_t operator[](uint64_t i) const;
+
+ private:
+  uint64_t blocks_;
+  int order_;
+  std::vector<uint32_t> shuffled_;
+};
+
 // scheduler.cpp
 void maybe_preempt();
-std::string where(const Thread* thread);
 [[noreturn]] void fail(const std::string& words);  // inside a kernel: ends the launch
 
 // host.cpp

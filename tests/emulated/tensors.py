@@ -73,14 +73,14 @@ class Case:
             if torch.Size(shape).numel() <= most:
                 return shape
 
-    def strided(self, shape, dtype, dense=False):
+    def strided(self, shape, dtype, kind=None):
         """Uninitialized, in some memory order; maybe with gaps or repeats."""
         order = list(range(len(shape)))
-        if self.draw.random() < 0.6:
+        if kind != "padded" and self.draw.random() < 0.6:
             self.draw.shuffle(order)
         outer = [shape[d] for d in order]
         inverse = [order.index(d) for d in range(len(shape))]
-        kind = "dense" if dense else self.draw.choice(["dense"] * 4 + ["gaps", "expanded", "padded"])
+        kind = kind or self.draw.choice(["dense"] * 4 + ["gaps", "expanded", "padded"])
         if kind == "dense" or torch.Size(shape).numel() == 0:
             return self.flat(torch.Size(shape).numel(), dtype).view(outer).permute(inverse)
         d = self.draw.randrange(len(shape))
@@ -105,7 +105,7 @@ class Case:
 
     def vector(self, n, dtype):
         if self.draw.random() < 0.2 and n:
-            t = self.filled(self.strided([n, self.draw.choice([2, 3])], dtype, dense=True))
+            t = self.filled(self.strided([n, self.draw.choice([2, 3])], dtype, "dense"))
             return t[:, self.draw.randrange(t.shape[1])]
         return self.filled(self.flat(n, dtype))
 
