@@ -21,7 +21,9 @@ def trim(tensors: Iterable[torch.Tensor], waste: float) -> int:
         unused = held.nbytes() - tensor.nbytes
         if unused > waste * held.nbytes() and is_alone(held):
             del held
-            tensor.set_(tensor.detach().clone())  # type: ignore[call-overload]  # torch declares no set_ of a tensor alone
+            tensor.data = (
+                tensor.detach().clone()
+            )  # set_ would part it from hooks that wait for its gradient (DDP's reducer)
             freed += unused
     return freed
 
