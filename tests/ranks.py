@@ -27,7 +27,8 @@ def run_ranks(cases, folder, timeout, world=2, **options):
         subprocess.Popen(command, env={**env, "RANK": str(rank)}, stdout=log, stderr=subprocess.STDOUT)
         for rank, log in enumerate(logs)
     ]
-    end = time.monotonic() + timeout
+    start = time.monotonic()
+    end = start + timeout
     try:
         for process in ranks:
             process.wait(max(end - time.monotonic(), 0.1))
@@ -41,15 +42,15 @@ def run_ranks(cases, folder, timeout, world=2, **options):
             log.close()
     found = {case: [outcome(folder, case, rank) for rank in range(world)] for case in cases}
     said = "\n".join((folder / f"log{rank}").read_text(errors="replace")[-1500:] for rank in range(world))
-    return {case: Outcomes(outcomes, said) for case, outcomes in found.items()}
+    return {case: Outcomes(outcomes, said, time.monotonic() - start) for case, outcomes in found.items()}
 
 
 class Outcomes(list):
-    """Of each rank; None where it did not get to it. ``said``: the ends of what the processes printed."""
+    """Of each rank; None where it did not get to it. ``said``: the ends of what the processes printed; ``seconds``: of all."""
 
-    def __init__(self, outcomes, said):
+    def __init__(self, outcomes, said, seconds):
         super().__init__(outcomes)
-        self.said = said
+        self.said, self.seconds = said, seconds
 
     def good(self):
         """Those of a case that raised nothing."""

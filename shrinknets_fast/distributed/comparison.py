@@ -116,8 +116,8 @@ def difference(reports: Sequence[Report]) -> str:
 
 def apart(name: str, here: torch.Tensor | None, there: torch.Tensor | None) -> str | None:
     if here is None or there is None or here.shape != there.shape:
-        sizes = [None if t is None else len(t) for t in (here, there)]
-        return f"{name} has {sizes[0]} and {sizes[1]} features"
+        sizes = ["no entry" if t is None else f"shape {tuple(t.shape)}" for t in (here, there)]
+        return f"{name} differs ({sizes[0]}, {sizes[1]})"
     if torch.equal(here, there) and torch.equal(here.signbit(), there.signbit()):
         return None
     gap = (here.double() - there.double()).abs()
