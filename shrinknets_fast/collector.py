@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 
-from .checks import check_gradients, checked_count, checked_share, default_align, warn_of_no_effect
+from .checks import checked_count, checked_share, default_align, warn_of_no_effect
 from .collection import Collection, CollectorState, NoCollector
 from .companions import Companions
 from .companions.copies import Follow
@@ -19,12 +19,13 @@ from .companions.guard import Guard
 from .compiled import Compiled
 from .depth.closing import Closing
 from .depth.gated import left_in
-from .distributed import Around, Facts, facts_of, words
+from .distributed import Around, Facts, facts_about
 from .errors import warn
 from .graph.explain import explain
 from .graph.plan import Plan
 from .graph.reading import Reading
 from .graph.trace import Inputs, checked_inputs
+from .interrupts import uninterrupted
 from .memory import trim
 from .pace import Pace
 from .work import prepare
@@ -98,7 +99,7 @@ class GarbageCollector:
         start = time.perf_counter()
         ranks = self._around.ranks(search=True)
         with contextlib.ExitStack() as undo:  # the branches that left come back if the rest is refused
-            with ranks.agree() as facts:
+            with ranks.agree() as say:
                 self._around.wrappers.check()
                 self._reading.check()
                 dead = self._reading.watch.masks()
@@ -110,12 +111,13 @@ class GarbageCollector:
                     dead = self._reading.watch.masks()
                 self._reading.watch.forget()
                 work = prepare(self._reading, self._companions, lambda: self._plan(dead, self._generator))
-                facts |= facts_of(work.plan, branches)
+                say(work.plan, branches)
             undo.pop_all()
         left = self._reading.stay_dead(dead, work.plan)
-        moved, freed = work.commit()
-        if work.plan or branches:
-            self._around.wrappers.rebuild()
+        with uninterrupted():
+            moved, freed = work.commit()
+            if work.plan or branches:
+                self._around.wrappers.rebuild()
         self._pace.seen = left
         if work.plan:
             self._tell(work.plan)
@@ -134,7 +136,7 @@ class GarbageCollector:
         ranks = self._around.ranks()
         counts = ranks.counts()  # of an earlier look, on CUDA
         if self._pace.is_look(self.every) or ranks.unsettled:
-            ranks.look(self._check, self._pace.steps)
+            ranks.look(self._pace.steps, lambda: self._reading.check_quickly(gradients=not self.optimizers))
             counts = counts or ranks.counts()
             if self._pace.is_long(self.every):
                 self._companions.warn_of_waiting(self._reading.filters, self.min_dead)
@@ -176,17 +178,10 @@ class GarbageCollector:
         self._pace.set_seen_by_name(self._reading.filters, state.get("seen", {}))  # older states have none
         self._around.unsettle()
 
-    def _check(self) -> None:
-        """Quick, for each look."""
-        self._reading.check_filters()
-        if not self.optimizers:  # theirs are checked before each step
-            check_gradients(self.model.parameters())
-
     def _facts(self) -> Facts:
         """What has to be the same on all ranks, beside thetas."""
         options = {name: getattr(self, name) for name in ("every", "align", "min_dead", "removal")}
-        shapes = {b.names[0]: tuple(b.tensor.shape) for b in self._reading.network.bound.values()}
-        return {name: words(value) for name, value in {**options, **self.state_dict(), "shapes": shapes}.items()}
+        return facts_about(self._reading.network, {**options, **self.state_dict()})
 
     def _plan(self, dead: Mapping[int, torch.Tensor], generator: torch.Generator) -> Plan:
         return self._reading.plan(dead, align=self.align, removal=self.removal, generator=generator)

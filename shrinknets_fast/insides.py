@@ -79,7 +79,6 @@ ATTRIBUTES: dict[str, Callable[[], Any]] = {
     "_ddp_init_helper": lone_wrapper,
     "_delay_all_reduce_params": lone_wrapper,
     "_get_ddp_logging_data": lone_wrapper,
-    "_has_rebuilt_buckets": lone_wrapper,
     "_join_config": lone_wrapper,
     "_module_parameters": lone_wrapper,
     "_register_builtin_comm_hook": lone_wrapper,

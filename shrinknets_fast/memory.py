@@ -21,9 +21,8 @@ def trim(tensors: Iterable[torch.Tensor], waste: float) -> int:
         unused = held.nbytes() - tensor.nbytes
         if unused > waste * held.nbytes() and is_alone(held):
             del held
-            tensor.data = (
-                tensor.detach().clone()
-            )  # set_ would part it from hooks that wait for its gradient (DDP's reducer)
+            # set_ would part it from hooks that wait for its gradient, as DistributedDataParallel's do
+            tensor.data = tensor.detach().clone()
             freed += unused
     return freed
 

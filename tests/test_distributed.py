@@ -15,7 +15,6 @@ MORE = [
     "pending",
     "small_buckets",
     "communication_hook",
-    "builtin_hook",
     "trimmed_on_one_rank",
     "compiled",
     "compiled_inside",
@@ -51,7 +50,7 @@ ONE_MET = {
     "a_rank_of_whom_something_is_not_followed": "Adam: state 'odd' has shape (5, 5), expected the parameter's (12,)",
     "a_rank_with_another_theta": "0.theta was replaced since the model was traced",
 }
-OTHERS = ["power_sgd", "uneven_norm", "wrapped_anew", "loaded_in_a_wrapper"]
+OTHERS = ["power_sgd", "builtin_hook", "uneven_norm", "wrapped_anew", "loaded_in_a_wrapper"]
 
 
 def gap(mine, theirs):
@@ -104,6 +103,11 @@ def test_power_sgd_starts_anew_with_each_reducer(outcomes):
     for _, ((before, memory), (after, left)), last in (first, second):
         assert before > 4 and memory > 0 and (after, left) == (2, 0)  # 4: where it begins to compress
         assert last[0] > 4 and last[1] > 0
+
+
+def test_a_builtin_hook_stays(outcomes):
+    for shares, removed in outcomes["builtin_hook"].good():
+        assert shares == [1.0] * 3 and removed == [5] * 3
 
 
 def test_a_synchronised_norm_is_that_of_one_process_with_other_numbers_of_rows(outcomes):

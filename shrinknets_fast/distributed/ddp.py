@@ -65,7 +65,6 @@ def rebuild(wrapper: Any) -> None:
     wrapper._module_parameters = [p for n, p in wrapper.module.named_parameters() if n not in ignored]
     names = wrapper._build_debug_param_to_name_mapping(parameters)
     wrapper._ddp_init_helper(parameters, sparse, names, wrapper.static_graph)
-    wrapper._has_rebuilt_buckets = False
     if wrapper.static_graph:
         wrapper._static_graph_delay_allreduce_enqueued = False
         wrapper.reducer._set_static_graph()

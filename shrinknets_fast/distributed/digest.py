@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
+from ..graph.network import Network
 from ..graph.plan import Plan
 
 Facts = dict[str, str]
@@ -20,6 +21,12 @@ def words(value: object) -> str:
     if isinstance(value, torch.Tensor):
         return hashlib.blake2b(value.cpu().contiguous().numpy().tobytes(), digest_size=4).hexdigest()
     return str(value)
+
+
+def facts_about(network: Network, options: Mapping[str, object]) -> Facts:
+    """What a collector brings to a collection, to be the same on all ranks, beside thetas."""
+    shapes = {bound.names[0]: tuple(bound.tensor.shape) for bound in network.bound.values()}
+    return {name: words(value) for name, value in {**options, "shapes": shapes}.items()}
 
 
 def facts_of(plan: Plan, branches: Iterable[str]) -> Facts:

@@ -7,15 +7,17 @@ waits for it, and all of them raise.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 import torch
 
+from ..graph.plan import Plan
 from ..watch import Watch
 from .comparison import Comparison, Group
-from .digest import Facts
+from .digest import Facts, facts_of
 
+Say = Callable[[Plan, Iterable[str]], None]
 Counts = dict[int, tuple[int, int]]  # {id(theta): (dead, all)}
 
 
@@ -24,14 +26,14 @@ class Ranks(Protocol):
 
     unsettled: bool
 
-    def look(self, check: Callable[[], None], steps: int) -> None:
-        """``check()``, and start a look."""
+    def look(self, steps: int, check: Callable[[], None]) -> None:
+        """``check()``, and start a look. steps: so far."""
 
     def counts(self) -> Counts | None:
         """What a look saw, or None while it has not arrived. Raises what ``check()`` raised, and what differs between ranks."""
 
-    def agree(self) -> contextlib.AbstractContextManager[Facts]:
-        """Around what must be done everywhere or nowhere. The block adds to the facts what has to be the same on all ranks."""
+    def agree(self) -> contextlib.AbstractContextManager[Say]:
+        """Around what is prepared on all ranks or on none. In it, ``say(plan, branches)``: what would be done."""
 
 
 class Alone:
@@ -42,7 +44,7 @@ class Alone:
     def __init__(self, watch: Callable[[], Watch]) -> None:
         self._watch = watch
 
-    def look(self, check: Callable[[], None], steps: int) -> None:
+    def look(self, steps: int, check: Callable[[], None]) -> None:
         check()
         self._watch().look()
 
@@ -50,8 +52,8 @@ class Alone:
         return self._watch().counts()
 
     @contextlib.contextmanager
-    def agree(self) -> Iterator[Facts]:
-        yield {}
+    def agree(self) -> Iterator[Say]:
+        yield lambda plan, branches: None
 
 
 class Several:
@@ -68,7 +70,7 @@ class Several:
         self._group = Group(group, device)
         self._under_way: Comparison | None = None
 
-    def look(self, check: Callable[[], None], steps: int) -> None:
+    def look(self, steps: int, check: Callable[[], None]) -> None:
         facts = {"call": f"step() number {steps}"}
         error: Exception | None = None
         try:
@@ -89,11 +91,11 @@ class Several:
         return self._watch().counts(wait=True)
 
     @contextlib.contextmanager
-    def agree(self) -> Iterator[Facts]:
+    def agree(self) -> Iterator[Say]:
         facts: Facts = {"call": "collect()"}
         error: Exception | None = None
         try:
-            yield facts
+            yield lambda plan, branches: facts.update(facts_of(plan, branches))
             facts |= self._facts()
         except Exception as caught:
             error = caught
