@@ -36,9 +36,10 @@ __all__ = ["Collection", "GarbageCollector"]
 class GarbageCollector:
     """Removes dead features from ``model`` during training, with gradients and optimizer state.
 
-    model: traced here once, in train and eval mode. example_inputs, example_kwargs: what its forward takes; only shapes,
-    dtypes and devices count. optimizers: one or several, or wrappers around them; their state follows, and in them dead stays
-    dead. Each is tried here on small tensors.
+    model: traced here once, in train and eval mode; or torch's wrapper around it, as DistributedDataParallel, which stays valid.
+    Then all ranks make the same calls, and all raise ShrinkError where they would not remove the same. example_inputs,
+    example_kwargs: what its forward takes; only shapes, dtypes and devices count. optimizers: one or several, or wrappers around
+    them; their state follows, and in them dead stays dead. Each is tried here on small tensors.
 
     align: sizes stay multiples of it where the dead allow (None: 8 for half types on CUDA, else 1). every: steps between
     looks. min_dead: ``step()`` collects once this fraction of a hub is newly dead. removal: the random share of the dead that

@@ -274,3 +274,27 @@ def test_one_process_compares_nothing(monkeypatch):
 def test_the_collector_knows_no_kind_of_wrapper():
     source = inspect.getsource(collector)
     assert not [word for word in ("DDP", "nn.parallel", "torch.distributed", "reducer") if word in source]
+
+
+def test_where_the_host_does_not_wait_all_comes_a_step_later(lone, monkeypatch):
+    """As on CUDA: at the same step on all ranks, however far the device is."""
+    from shrinknets_fast.distributed import comparison
+
+    made = comparison.Comparison.__init__
+
+    def on_a_device(self, *args):
+        made(self, *args)
+        self._fresh = True
+
+    monkeypatch.setattr(comparison.Comparison, "__init__", on_a_device)
+    model = mlp(width=8)
+    gc = sn.GarbageCollector(DDP(model), inputs())
+    kill(model)
+    assert gc.step() is None and gc.step().removed
+    kept = model[0].theta
+    model[0].theta = nn.Parameter(kept.detach().clone())
+    assert gc.step() is None
+    model[0].theta = kept
+    with pytest.raises(sn.ShrinkError, match="0.theta was replaced"):
+        gc.step()
+    assert gc.step() is None and gc.step() is None
