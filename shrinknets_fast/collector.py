@@ -100,6 +100,7 @@ class GarbageCollector:
         start = time.perf_counter()
         ranks = self._around.ranks(search=True)
         with contextlib.ExitStack() as undo:  # the branches that left come back if the rest is refused
+            ranks.keep(undo, self.state_dict, self.load_state_dict)
             with ranks.agree() as say:
                 self._around.wrappers.check()
                 self._reading.check()

@@ -327,8 +327,18 @@ class FilteredSyncBatchNorm(_FilteredBatchNorm, PlainBatchNorm):  # type: ignore
     plain = nn.SyncBatchNorm
     process_group: Any = None
 
-    def __init__(self, num_features: int, *args: Any, process_group: Any = None, **kw: Any) -> None:
-        super().__init__(num_features, *args, **kw)
+    def __init__(
+        self,
+        num_features: int,
+        *args: float | None,
+        process_group: Any = None,
+        init: Init = "uniform",
+        theta: nn.Parameter | None = None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        **kw: Unpack[BatchNormOptions],
+    ) -> None:
+        super().__init__(num_features, *args, init=init, theta=theta, device=device, dtype=dtype, **kw)
         self.process_group = process_group
 
     def _check_input_dim(self, input: torch.Tensor) -> None:

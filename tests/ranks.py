@@ -45,12 +45,33 @@ def run_ranks(cases, folder, timeout, world=2, **options):
     return {case: Outcomes(outcomes, said, time.monotonic() - start) for case, outcomes in found.items()}
 
 
+def run_once(cases, folder, timeout):
+    """As :func:`run_ranks`, by the first that asks for this folder; others, in other processes, wait for what it finds."""
+    done = folder.with_suffix(".found")
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        end = time.monotonic() + timeout + 30
+        while not done.exists():
+            assert time.monotonic() < end, f"{folder}: nothing was found"
+            time.sleep(0.2)
+        return pickle.loads(done.read_bytes())
+    found = run_ranks(cases, folder, timeout)
+    part = folder.with_suffix(".part")
+    part.write_bytes(pickle.dumps(found))
+    part.rename(done)
+    return found
+
+
 class Outcomes(list):
     """Of each rank; None where it did not get to it. ``said``: the ends of what the processes printed; ``seconds``: of all."""
 
     def __init__(self, outcomes, said, seconds):
         super().__init__(outcomes)
         self.said, self.seconds = said, seconds
+
+    def __reduce__(self):
+        return Outcomes, (list(self), self.said, self.seconds)
 
     def good(self):
         """Those of a case that raised nothing."""

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
+from ..collection import CollectorState as State
 from ..graph.plan import Plan
 from ..watch import Watch
 from .comparison import Comparison, Group
@@ -32,6 +33,9 @@ class Ranks(Protocol):
     def counts(self) -> Counts | None:
         """What a look saw, or None while it has not arrived. Raises what ``check()`` raised, and what differs between ranks."""
 
+    def keep(self, undo: contextlib.ExitStack, save: Callable[[], State], load: Callable[[State], None]) -> None:
+        """What ranks have to have alike is as it was if they go no further."""
+
     def agree(self) -> contextlib.AbstractContextManager[Say]:
         """Around what is prepared on all ranks or on none. In it, ``say(plan, branches)``: what would be done."""
 
@@ -50,6 +54,9 @@ class Alone:
 
     def counts(self) -> Counts | None:
         return self._watch().counts()
+
+    def keep(self, undo: contextlib.ExitStack, save: Callable[[], State], load: Callable[[State], None]) -> None:
+        """Nothing: a collection that is refused is not tried again before more is dead."""
 
     @contextlib.contextmanager
     def agree(self) -> Iterator[Say]:
@@ -80,15 +87,22 @@ class Several:
         except Exception as caught:
             error = caught
         self._under_way = self._compared(facts, error)
-        self.unsettled = False
 
     def counts(self) -> Counts | None:
         """On CUDA at the step after the look, however far the device is: at the same step on all ranks."""
         if self._under_way is None or not self._under_way.is_due():
             return None
         comparison, self._under_way = self._under_way, None
-        comparison.settle()
+        try:
+            comparison.settle()
+        except Exception:
+            self._watch().forget()  # what it saw is not the same on all ranks
+            raise
+        self.unsettled = False  # not before: whoever goes on after an error hears of it again
         return self._watch().counts(wait=True)
+
+    def keep(self, undo: contextlib.ExitStack, save: Callable[[], State], load: Callable[[State], None]) -> None:
+        undo.callback(load, save())
 
     @contextlib.contextmanager
     def agree(self) -> Iterator[Say]:
