@@ -24,6 +24,7 @@ from .nn import (
     FilteredConv2d,
     FilteredConv3d,
     FilteredLinear,
+    FilteredSyncBatchNorm,
 )
 from .placement import add_filters
 from .proximal import ProximalL1
@@ -44,6 +45,7 @@ __all__ = [
     "FilteredConv2d",
     "FilteredConv3d",
     "FilteredLinear",
+    "FilteredSyncBatchNorm",
     "GarbageCollector",
     "ProximalL1",
     "ShrinkError",

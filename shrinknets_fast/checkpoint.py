@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from .depth.closing import branches_that_left
+from .distributed import Wrappers
 from .errors import ShrinkError
 from .filters import leave_fast_paths
 from .graph.modules import Sizes, make_persistent
 from .insides import IncompatibleKeys
+from .wrapped import unwrapped
 
 __all__ = ["load_state_dict"]
+
+PREFIXES = ("module.", "_orig_mod.")
 
 
 @torch.no_grad()
 def load_state_dict(model: nn.Module, state_dict: Mapping[str, Any]) -> IncompatibleKeys:
     """Resize ``model`` to the sizes in ``state_dict``, then load it strictly. Parameters keep their identity.
 
-    model: has the same names, and every tensor is at least as large as in the checkpoint; a branch that had left the network
-    leaves here too. Do this before the optimizer is made. Raises ShrinkError, with nothing changed, where names, dimensions or
-    sizes do not fit.
+    model: has the same names (a wrapper's prefix does not count, on either side), and every tensor is at least as large as in
+    the checkpoint; a branch that had left the network leaves here too. Do this before the optimizer is made, under
+    DistributedDataParallel on all ranks. Raises ShrinkError, with nothing changed, where names, dimensions or sizes do not fit.
     """
+    wrappers, model = Wrappers(model), unwrapped(model)
+    wrappers.find()
+    state_dict = without_prefix(state_dict, model)
     own = model.state_dict(keep_vars=True)
     left_out = {name: buffer for name, buffer in model.named_buffers() if name in state_dict and name not in own}
     own |= left_out  # not persistent, but some of its entries have left: a collection put it into the checkpoint
@@ -54,4 +63,16 @@ def load_state_dict(model: nn.Module, state_dict: Mapping[str, Any]) -> Incompat
         tensor.grad = None
     sizes.sync(model)
     leave_fast_paths(model)
+    if resized or left:
+        wrappers.rebuild()
     return model.load_state_dict(state_dict)
+
+
+def without_prefix(state_dict: Mapping[str, Any], model: nn.Module) -> Mapping[str, Any]:
+    """As the module inside would have named it, where it was saved from a wrapper."""
+    for prefix in PREFIXES * 2:  # DistributedDataParallel of a compiled module, or the other way round
+        if state_dict and all(key.startswith(prefix) for key in state_dict):
+            if not all(key.startswith(prefix) for key in model.state_dict()):
+                state_dict = OrderedDict(state_dict)
+                consume_prefix_in_state_dict_if_present(state_dict, prefix)
+    return state_dict

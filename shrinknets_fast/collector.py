@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 
-from .checks import check_gradients, checked_count, checked_share, default_align, warn_of_no_effect
+from .checks import checked_count, checked_share, default_align, warn_of_no_effect
 from .collection import Collection, CollectorState, NoCollector
 from .companions import Companions
 from .companions.copies import Follow
@@ -19,11 +19,13 @@ from .companions.guard import Guard
 from .compiled import Compiled
 from .depth.closing import Closing
 from .depth.gated import left_in
+from .distributed import Around, Facts, facts_about
 from .errors import warn
 from .graph.explain import explain
 from .graph.plan import Plan
 from .graph.reading import Reading
 from .graph.trace import Inputs, checked_inputs
+from .interrupts import uninterrupted
 from .memory import trim
 from .pace import Pace
 from .work import prepare
@@ -34,9 +36,10 @@ __all__ = ["Collection", "GarbageCollector"]
 class GarbageCollector:
     """Removes dead features from ``model`` during training, with gradients and optimizer state.
 
-    model: traced here once, in train and eval mode. example_inputs, example_kwargs: what its forward takes; only shapes,
-    dtypes and devices count. optimizers: one or several, or wrappers around them; their state follows, and in them dead stays
-    dead. Each is tried here on small tensors.
+    model: traced here once, in train and eval mode; or torch's wrapper around it, as DistributedDataParallel, which stays valid.
+    Then all ranks make the same calls, and all raise ShrinkError where they would not remove the same. example_inputs,
+    example_kwargs: what its forward takes; only shapes, dtypes and devices count. optimizers: one or several, or wrappers around
+    them; their state follows, and in them dead stays dead. Each is tried here on small tensors.
 
     align: sizes stay multiples of it where the dead allow (None: 8 for half types on CUDA, else 1). every: steps between
     looks. min_dead: ``step()`` collects once this fraction of a hub is newly dead. removal: the random share of the dead that
@@ -66,7 +69,8 @@ class GarbageCollector:
         follow_dead: Literal["wait", "drop"] = "wait",
     ) -> None:
         self._compiled = Compiled(model)
-        self.model = model = self._compiled.module
+        self._around = Around(model, lambda: self._reading.watch, self._facts)
+        self.model = model = self._around.module
         self.every = checked_count("every", every)
         self.align = checked_count("align", default_align(model) if align is None else align)
         self.min_dead = checked_share("min_dead", min_dead, smallest_allowed=True)
@@ -94,20 +98,28 @@ class GarbageCollector:
     def collect(self) -> Collection:
         """Remove whatever is dead now (a random share if ``removal`` < 1); returns a :class:`Collection`."""
         start = time.perf_counter()
-        self._reading.check()
-        dead = self._reading.watch.masks()
-        self._pace.seen = {key: int(mask.sum()) for key, mask in dead.items()}  # if it fails, not again at every step
+        ranks = self._around.ranks(search=True)
         with contextlib.ExitStack() as undo:  # the branches that left come back if the rest is refused
-            branches = self._closing.close(dead, undo)
-            if branches:
-                undo.callback(setattr, self, "_reading", self._reading)
-                self._reading = self._reading.anew()
+            ranks.keep(undo, self.state_dict, self.load_state_dict)
+            with ranks.agree() as say:
+                self._around.wrappers.check()
+                self._reading.check()
                 dead = self._reading.watch.masks()
-            self._reading.watch.forget()
-            work = prepare(self._reading, self._companions, lambda: self._plan(dead, self._generator))
+                self._pace.seen = {key: int(mask.sum()) for key, mask in dead.items()}  # if it fails, not again at once
+                branches = self._closing.close(dead, undo)
+                if branches:
+                    undo.callback(setattr, self, "_reading", self._reading)
+                    self._reading = self._reading.anew()
+                    dead = self._reading.watch.masks()
+                self._reading.watch.forget()
+                work = prepare(self._reading, self._companions, lambda: self._plan(dead, self._generator))
+                say(work.plan, branches)
             undo.pop_all()
         left = self._reading.stay_dead(dead, work.plan)
-        moved, freed = work.commit()
+        with uninterrupted():
+            moved, freed = work.commit()
+            if work.plan or branches:
+                self._around.wrappers.rebuild()
         self._pace.seen = left
         if work.plan:
             self._tell(work.plan)
@@ -117,20 +129,17 @@ class GarbageCollector:
         """Call after ``optimizer.step()``: collects when due and returns the :class:`Collection`, else None.
 
         On CUDA nothing waits for the device: what one call asks for, the next one reads, so a collection comes a step later.
-        DistributedDataParallel keeps its own record of the gradients: wrap the model anew after each collection, on all ranks
-        (equal thetas collect at the same step), before the next forward.
+        Under DistributedDataParallel all ranks call it, and a look compares their thetas.
 
-        Raises ShrinkError naming the parameter if a theta is not finite, or if a gradient has a stale shape.
+        Raises ShrinkError naming the parameter if a theta is not finite, if a gradient has a stale shape, or, on all ranks, if
+        a theta is not the same on all of them.
         """
         self._pace.steps += 1
-        watch = self._reading.watch
-        counts = watch.counts()  # of an earlier look, on CUDA
-        if self._pace.is_look(self.every):
-            self._reading.check_filters()
-            if not self.optimizers:  # theirs are checked before each step
-                check_gradients(self.model.parameters())
-            watch.look()
-            counts = counts or watch.counts()
+        ranks = self._around.ranks()
+        counts = ranks.counts()  # of an earlier look, on CUDA
+        if self._pace.is_look(self.every) or ranks.unsettled:
+            ranks.look(self._pace.steps, lambda: self._reading.check_quickly(gradients=not self.optimizers))
+            counts = counts or ranks.counts()
             if self._pace.is_long(self.every):
                 self._companions.warn_of_waiting(self._reading.filters, self.min_dead)
         if counts is None or not self._pace.is_enough(counts, self.min_dead):
@@ -169,6 +178,12 @@ class GarbageCollector:
         self._generator.set_state(state["generator"].cpu())
         self._pace.steps = int(state["steps"])
         self._pace.set_seen_by_name(self._reading.filters, state.get("seen", {}))  # older states have none
+        self._around.unsettle()
+
+    def _facts(self) -> Facts:
+        """What has to be the same on all ranks, beside thetas."""
+        options = {name: getattr(self, name) for name in ("every", "align", "min_dead", "removal")}
+        return facts_about(self._reading.network, {**options, **self.state_dict()})
 
     def _plan(self, dead: Mapping[int, torch.Tensor], generator: torch.Generator) -> Plan:
         return self._reading.plan(dead, align=self.align, removal=self.removal, generator=generator)

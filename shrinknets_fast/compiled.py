@@ -13,12 +13,10 @@ GUARDS_SIZES = TorchVersion(torch.__version__) >= "2.13"
 
 
 class Compiled:
-    """``module``: the model itself, without ``torch.compile``'s wrapper around it."""
+    """model: as a collector was given it, in ``torch.compile``'s wrapper or not."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.module: nn.Module = getattr(model, "_orig_mod", model)
-        own = any(m._compiled_call_impl is not None for m in self.module.modules())
-        self._known = own or self.module is not model
+        self._known = any(m._compiled_call_impl is not None or hasattr(m, "_orig_mod") for m in model.modules())
 
     def reset(self) -> None:
         """Forget compiled graphs where the model is compiled, or something around it may be that does not look at sizes."""

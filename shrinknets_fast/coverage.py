@@ -12,6 +12,7 @@ from .graph.coverage import Coverage, coverage_of
 from .graph.reading import read
 from .graph.trace import Inputs, checked_inputs
 from .nn import FilterBase
+from .wrapped import unwrapped
 
 __all__ = ["Coverage", "all_dead", "coverage"]
 
@@ -21,6 +22,7 @@ def coverage(model: nn.Module, example_inputs: Inputs, *, example_kwargs: Mappin
 
     Traces the model and changes nothing. ``print`` it for a table.
     """
+    model = unwrapped(model)
     args, kwargs = checked_inputs(model, example_inputs, example_kwargs)
     names = {id(m.theta): name for name, m in model.named_modules() if isinstance(m, FilterBase)}
     network, _, _ = read(model, args, kwargs, names)

@@ -10,6 +10,7 @@ from torch import nn
 
 from .errors import ShrinkError
 from .nn import FilterBase
+from .wrapped import unwrapped
 
 __all__ = ["features", "named_filters", "param_groups", "penalty", "thetas"]
 
@@ -19,8 +20,8 @@ REMOVE = "remove that first (torch.nn.utils.parametrize.remove_parametrizations,
 
 
 def named_filters(model: nn.Module) -> dict[str, FilterBase]:
-    """{"module.name": module} for every layer with a filter, in the model's order."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, FilterBase)}
+    """{"module.name": module} for every layer with a filter, in the model's order; names are the model's, not its wrapper's."""
+    return {name: module for name, module in unwrapped(model).named_modules() if isinstance(module, FilterBase)}
 
 
 def leave_fast_paths(model: nn.Module) -> None:

@@ -21,6 +21,7 @@ from .ops.fold import fold
 from .placement import replace
 from .saving import check_saves
 from .work import prepare
+from .wrapped import unwrapped
 
 __all__ = ["fold_filters"]
 
@@ -57,6 +58,7 @@ def fold_filters(
 
     example_inputs: needed only if features are dead and no collector was made for this model.
     """
+    model = unwrapped(model)
     thetas(model)  # raises where one is no parameter
     for name, module in named_filters(model).items():
         if not isinstance(module, Filter) and not {"weight", "bias"} <= module._parameters.keys():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,7 @@ from .ops.epilogue import conv_epilogue, epilogue
 from .ops.filter import filter
 from .ops.fold import fold, folded_linear
 from .ops.linear import linear
+from .synced import synced_batch_norm
 
 __all__ = [
     "filter",
@@ -235,8 +236,29 @@ def filtered_batch_norm(
     input: (B, C, ...); running_mean, running_var, weight, bias: (C,) or None; theta: (C,). A dead feature comes out as
     exact zeros as long as its input is finite.
     """
-    check_unfolded(weight, bias)
-    if weight is None:
-        weight = torch.ones_like(theta)
-    weight, bias = fold(weight, bias, theta)
+    weight, bias = folded_pair(weight, bias, theta)
     return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+
+
+def filtered_sync_batch_norm(
+    input: torch.Tensor,
+    running_mean: torch.Tensor | None,
+    running_var: torch.Tensor | None,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    theta: torch.Tensor,
+    *,
+    group: Any,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> torch.Tensor:
+    """As :func:`filtered_batch_norm` in training, with the statistics of all ranks of the process group ``group``."""
+    weight, bias = folded_pair(weight, bias, theta)
+    return synced_batch_norm(input, running_mean, running_var, weight, bias, momentum, eps, group)
+
+
+def folded_pair(
+    weight: torch.Tensor | None, bias: torch.Tensor | None, theta: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    check_unfolded(weight, bias)
+    return fold(torch.ones_like(theta) if weight is None else weight, bias, theta)

@@ -13,6 +13,7 @@ from torch import nn
 from torch._C import DisableTorchFunctionSubclass
 from torch._ops import OpOverload, OpOverloadPacket
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.modules._functions import SyncBatchNorm as SyncBatchNormFunction
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.nn.modules.batchnorm import _NormBase as NormBase
 from torch.nn.modules.conv import _ConvNd as ConvNd
@@ -33,14 +34,27 @@ __all__ = [
     "NormBase",
     "OpOverload",
     "OpOverloadPacket",
+    "SyncBatchNormFunction",
     "TorchDispatchMode",
     "disable_current_modes",
     "function_modes_active",
     "is_wrapped",
     "pytree",
+    "register_comm_hook",
     "transforms_active",
     "users_of",
 ]
+
+
+def lone_wrapper() -> Any:
+    """A DistributedDataParallel of one process, to ask for its attributes."""
+    distributed: Any = torch.distributed
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        return nn.parallel.DistributedDataParallel(nn.Linear(1, 1), static_graph=True)
+    finally:
+        distributed.destroy_process_group()
+
 
 # Attributes that are read where they are needed, and an object that has each.
 ATTRIBUTES: dict[str, Callable[[], Any]] = {
@@ -59,6 +73,20 @@ ATTRIBUTES: dict[str, Callable[[], Any]] = {
     "_unsafe_view": lambda: torch.ops.aten,
     "_optimizer_step_pre_hooks": lambda: torch.optim.SGD([torch.zeros(1)]),
     "_orig_mod": lambda: torch.compile(nn.Module()),
+    "_build_params_for_reducer": lone_wrapper,
+    "_build_debug_param_to_name_mapping": lone_wrapper,
+    "_comm_hooks": lone_wrapper,
+    "_ddp_init_helper": lone_wrapper,
+    "_delay_all_reduce_params": lone_wrapper,
+    "_get_ddp_logging_data": lone_wrapper,
+    "_join_config": lone_wrapper,
+    "_module_parameters": lone_wrapper,
+    "_register_builtin_comm_hook": lone_wrapper,
+    "_remove_autograd_hooks": lone_wrapper,
+    "_static_graph_delay_allreduce_enqueued": lone_wrapper,
+    "_use_python_reducer": lone_wrapper,
+    "_set_comm_hook_name": lambda: lone_wrapper().logger,
+    "_set_static_graph": lambda: lone_wrapper().reducer,
 }
 
 
@@ -70,6 +98,12 @@ def transforms_active() -> bool:
 def is_wrapped(tensor: torch.Tensor) -> bool:
     """Whether a transform of torch.func is looking at this tensor: batched, or differentiated."""
     return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
+def register_comm_hook(reducer: Any, state: object, hook: Callable[..., Any]) -> None:
+    """As DistributedDataParallel does, on a reducer of its own making."""
+    distributed: Any = torch.distributed
+    distributed._register_comm_hook(reducer, state, hook)
 
 
 def function_modes_active() -> bool:

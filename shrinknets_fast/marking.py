@@ -15,6 +15,7 @@ from .graph.reading import read
 from .graph.rules.zeros import both
 from .graph.trace import Inputs, checked_inputs
 from .graph.value import Zeros
+from .wrapped import unwrapped
 
 __all__ = ["mark_dead"]
 
@@ -31,6 +32,7 @@ def mark_dead(
     weight and bias, and what follows from them through ops that keep zeros. The model's output does not change; its gradients at
     those features become zero. A shared theta is marked where all its layers are zero. Raises ShrinkError without filters.
     """
+    model = unwrapped(model)
     filters = {id(m.theta): (name, m.theta) for name, m in reversed(named_filters(model).items())}
     if not filters:
         raise ShrinkError(f"mark_dead: {type(model).__name__} has no filters; {HOW}")

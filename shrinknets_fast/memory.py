@@ -21,7 +21,8 @@ def trim(tensors: Iterable[torch.Tensor], waste: float) -> int:
         unused = held.nbytes() - tensor.nbytes
         if unused > waste * held.nbytes() and is_alone(held):
             del held
-            tensor.set_(tensor.detach().clone())  # type: ignore[call-overload]  # torch declares no set_ of a tensor alone
+            # set_ would part it from hooks that wait for its gradient, as DistributedDataParallel's do
+            tensor.data = tensor.detach().clone()
             freed += unused
     return freed
 

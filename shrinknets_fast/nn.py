@@ -14,6 +14,8 @@ from .dispatch import Path
 from .errors import ShrinkError
 from .folded import Activation, FoldedReads, Init, Layer, has_theta, is_unfolded
 from .functional import Padding, Size
+from .insides import BatchNorm as PlainBatchNorm
+from .synced import group_of
 
 __all__ = [
     "Filter",
@@ -25,6 +27,7 @@ __all__ = [
     "FilteredConv2d",
     "FilteredConv3d",
     "FilteredLinear",
+    "FilteredSyncBatchNorm",
 ]
 
 Device = torch.device | str | int | None
@@ -254,6 +257,8 @@ class FilteredConv3d(_FilteredConv, nn.Conv3d):
 class _FilteredBatchNorm(FilterBase, FoldedReads, BatchNorm):  # type: ignore[misc]  # weight and bias are computed, no Parameters
     """``batch_norm(x) * max(0, theta)`` with the filter inside the affine pair; arguments as the ``torch.nn`` layer."""
 
+    function = function_of_one = staticmethod(functional.filtered_batch_norm)
+
     def __init__(
         self,
         num_features: int,
@@ -286,7 +291,7 @@ class _FilteredBatchNorm(FilterBase, FoldedReads, BatchNorm):  # type: ignore[mi
                 momentum = 1.0 / float(self.num_batches_tracked)
         use_batch = self.training or (self.running_mean is None and self.running_var is None)
         keep_stats = not self.training or self.track_running_stats
-        return functional.filtered_batch_norm(
+        return self.function(
             input,
             self.running_mean if keep_stats else None,
             self.running_var if keep_stats else None,
@@ -310,3 +315,53 @@ class FilteredBatchNorm2d(_FilteredBatchNorm, nn.BatchNorm2d):  # type: ignore[m
 class FilteredBatchNorm3d(_FilteredBatchNorm, nn.BatchNorm3d):  # type: ignore[misc]  # as there
     __doc__ = _FilteredBatchNorm.__doc__ or ""
     plain = nn.BatchNorm3d
+
+
+class FilteredSyncBatchNorm(_FilteredBatchNorm, PlainBatchNorm):  # type: ignore[misc]  # as there
+    """``nn.SyncBatchNorm`` with a filter: in training the statistics are those of all ranks of ``process_group`` (None: of all).
+
+    It runs on the CPU too, for which torch has none. There DistributedDataParallel refuses ``nn.SyncBatchNorm`` by its class, so
+    this is a batch norm of its own.
+    """
+
+    plain = nn.SyncBatchNorm
+    process_group: Any = None
+
+    def __init__(
+        self,
+        num_features: int,
+        *args: float | None,
+        process_group: Any = None,
+        init: Init = "uniform",
+        theta: nn.Parameter | None = None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        **kw: Unpack[BatchNormOptions],
+    ) -> None:
+        super().__init__(num_features, *args, init=init, theta=theta, device=device, dtype=dtype, **kw)
+        self.process_group = process_group
+
+    def _check_input_dim(self, input: torch.Tensor) -> None:
+        if input.dim() < 2:
+            raise ShrinkError(f"{type(self).__name__}: input has {input.dim()} dimensions, expected at least 2")
+
+    def function(self, input: torch.Tensor, *tensors: Any, training: bool, momentum: float, eps: float) -> torch.Tensor:  # type: ignore[override]
+        if (group := group_of(self)) is None:
+            return self.function_of_one(input, *tensors, training=training, momentum=momentum, eps=eps)
+        return functional.filtered_sync_batch_norm(input, *tensors, momentum=momentum, eps=eps, group=group)
+
+    @classmethod
+    def convert_sync_batchnorm(cls, module: nn.Module, process_group: Any = None) -> nn.Module:
+        """Filtered batch norms of ``module`` become these, in place and with their theta; plain ones become torch's own.
+
+        Returns ``module``, or what takes its place where it is a plain batch norm itself.
+        """
+        if isinstance(module, _FilteredBatchNorm):
+            own: Any = module  # of another class afterwards
+            own.__class__, own.process_group = cls, process_group
+        elif isinstance(module, PlainBatchNorm) and not isinstance(module, nn.SyncBatchNorm):
+            return nn.SyncBatchNorm.convert_sync_batchnorm(module, process_group)
+        for name, child in list(module.named_children()):
+            if (new := cls.convert_sync_batchnorm(child, process_group)) is not child:
+                setattr(module, name, new)
+        return module

@@ -30,6 +30,7 @@ from .nn import (
     FilteredConv2d,
     FilteredConv3d,
     FilteredLinear,
+    FilteredSyncBatchNorm,
     checked_init,
 )
 from .saving import check_saves
@@ -48,6 +49,7 @@ FILTERED: dict[type[nn.Module], type[FilterBase]] = {
         FilteredBatchNorm1d,
         FilteredBatchNorm2d,
         FilteredBatchNorm3d,
+        FilteredSyncBatchNorm,
     )
 }
 
@@ -81,6 +83,9 @@ def add_filters(
     checked_init("add_filters", init)
     if residual not in ("inner", "tied"):
         raise ShrinkError(f"add_filters: residual is {residual!r}, expected 'inner' or 'tied'")
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        what = "model is a DistributedDataParallel, which averages nothing that is added to it"
+        raise ShrinkError(f"add_filters: {what}; add the filters first, then wrap")
     modules = dict(model.named_modules())
     for name in exclude:
         if name not in modules:

@@ -42,12 +42,21 @@ class Watch:
                     event.record(stream)
                 self._looks.append((keys, sizes, seen, event))
 
+    def watched(self) -> list[tuple[str, torch.Tensor]]:
+        """(name, theta) of all that decide what is dead, copies too."""
+        own = [(f"{name}.theta" if name else "theta", name, theta) for name, theta in self._filters.values()]
+        copies = [(f"{full} in a copy", copy) for full, name, theta in own for copy in self._copies(name, theta)]
+        return [(full, theta) for full, _, theta in own] + copies
+
     def forget(self) -> None:
         """Drop the look that is under way: what it saw has been collected."""
         self._looks = []
 
-    def counts(self) -> dict[int, tuple[int, int]] | None:
-        """{key: (dead, all)} of the look that was started, or None while it has not arrived."""
+    def counts(self, wait: bool = False) -> dict[int, tuple[int, int]] | None:
+        """{key: (dead, all)} of the look that was started, or None while it has not arrived, unless it is waited for."""
+        for *_, event in self._looks if wait else ():
+            if event is not None:
+                event.synchronize()
         if not self._looks or not all(event is None or event.query() for *_, event in self._looks):
             return None
         looks, self._looks = self._looks, []

@@ -201,3 +201,18 @@ def test_killed_while_planning_nothing_has_changed():
         count = int(count * 1.15) + 1
     assert stops > 20
     assert copy.deepcopy(model)(x).shape == (4, 10) and not gc.collect().removed  # the last one ran to its end
+
+
+def test_trim_keeps_hooks_that_wait_for_a_gradient():
+    """DistributedDataParallel's are on the node that accumulates it, not on the parameter."""
+    model, x = conv_net(), images()
+    gc, optimizer = trained(model, x)
+    kill(model)
+    gc.collect()
+    called = []
+    nodes = [p.expand_as(p).grad_fn.next_functions[0][0] for p in model.parameters()]
+    for place, node in enumerate(nodes):
+        node.register_hook(lambda *_, place=place: called.append(place))
+    assert gc.trim(waste=0) > 0
+    model(x).square().sum().backward()
+    assert sorted(called) == list(range(len(nodes)))

@@ -27,6 +27,7 @@ NORMS = {
     "bn1d": (lambda **k: sn.FilteredBatchNorm1d(7, **k), (4, 7)),
     "bn2d": (lambda **k: sn.FilteredBatchNorm2d(7, momentum=None, **k), (4, 7, 3, 3)),
     "bn3d": (lambda **k: sn.FilteredBatchNorm3d(7, affine=False, **k), (4, 7, 2, 2, 2)),
+    "bn_sync": (lambda **k: sn.FilteredSyncBatchNorm(7, **k), (4, 7, 3)),
     "bn_no_stats": (lambda **k: sn.FilteredBatchNorm2d(7, track_running_stats=False, **k), (4, 7, 3, 3)),
 }
 

@@ -67,6 +67,8 @@ assert_type(conv2.weight, torch.Tensor)
 assert_type(conv2.bias, torch.Tensor | None)  # as torch has it
 norm1, norm2 = sf.FilteredBatchNorm1d(8, 1e-3), sf.FilteredBatchNorm2d(8, affine=False)
 norm3 = sf.FilteredBatchNorm3d(8, momentum=None, device=torch.device("cpu"))
+synced = sf.FilteredSyncBatchNorm(8, momentum=None, process_group=None, theta=norm3.theta)
+assert_type(sf.FilteredSyncBatchNorm.convert_sync_batchnorm(model), nn.Module)
 assert_type(norm1(x), torch.Tensor)
 assert_type(norm2(x), torch.Tensor)
 assert_type(norm3(x), torch.Tensor)
@@ -148,6 +150,7 @@ sf.FilteredLinear(4, 2, activation="gelu")  # arg-type
 sf.FilteredLinear(4, 2).path = "fast"  # assignment
 sf.FilteredConv2d(3, 8, 3, strides=2)  # call-arg
 sf.FilteredBatchNorm1d(8, momentum="0.1")  # arg-type
+sf.FilteredSyncBatchNorm(8, momentum="0.1")  # arg-type
 sf.functional.filtered_linear(x, x, None, x, path="fast")  # arg-type
 sf.functional.filtered_conv1d(x, x, None, x, padding="full")  # arg-type
 sf.penalty(model) + "1"  # operator

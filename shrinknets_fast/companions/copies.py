@@ -11,6 +11,7 @@ from torch import nn
 
 from ..errors import ShrinkError
 from ..graph.trace import lookup
+from ..wrapped import inwards
 
 Copy = nn.Module | dict[str, torch.Tensor] | Iterable[torch.Tensor]
 Follow = nn.Module | dict[str, torch.Tensor] | Iterable[torch.Tensor | Copy]  # of one copy, or several
@@ -76,8 +77,8 @@ def as_sequence(item: Iterable[Any]) -> Sequence[Any]:
 def as_twin(model: nn.Module, module: nn.Module) -> nn.Module:
     """The module itself, or the one it wraps, whichever has the model's parameters."""
     names = [name for name, _ in model.named_parameters()]
-    for twin in (module, getattr(module, "module", None)):
-        if isinstance(twin, nn.Module) and all(isinstance(lookup(twin, name), torch.Tensor) for name in names):
+    for twin in inwards(module):
+        if all(isinstance(lookup(twin, name), torch.Tensor) for name in names):
             return twin
     raise ShrinkError(f"follow: {type(module).__name__} does not have the parameters of {type(model).__name__}")
 

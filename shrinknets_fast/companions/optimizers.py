@@ -14,7 +14,11 @@ from ..errors import ShrinkError
 from .groups import note_emptied
 from .state import Layout, Member, dims_of, tensors_of
 
-REFUSED = ("LBFGS", "SparseAdam")  # one flat history over all parameters; state that is not shaped like a parameter
+REFUSED = {
+    "LBFGS": "whose state is not kept feature by feature",  # one flat history over all parameters
+    "SparseAdam": "whose state is not kept feature by feature",
+    "ZeroRedundancyOptimizer": "of whose state each rank keeps a part, by sizes that it notes once",
+}
 
 
 def checked_optimizers(optimizers: torch.optim.Optimizer | Iterable[torch.optim.Optimizer]) -> tuple[Followed, ...]:
@@ -37,10 +41,8 @@ class Followed:
             raise ShrinkError(f"optimizers holds a {self.name}, expected torch.optim.Optimizer instances{hint}")
         self.parts = parts_of(optimizer)
         for part in self.parts:
-            if type(part).__name__ in REFUSED:
-                raise ShrinkError(
-                    f"optimizers holds {type(part).__name__}, whose state is not kept feature by feature; it cannot be shrunk"
-                )
+            if (why := REFUSED.get(type(part).__name__)) is not None:
+                raise ShrinkError(f"optimizers holds {type(part).__name__}, {why}; it cannot be shrunk")
         self.optimizer = optimizer
         self.layouts: dict[tuple[int, str], list[Layout]] = {}
 

@@ -67,8 +67,14 @@ class Reading:
         """What leaves of the features in ``dead``, {id(theta): mask}; options: see :func:`make_plan`."""
         return make_plan(self.network, self.hubs, dead, **options)
 
+    def check_quickly(self, gradients: bool) -> None:
+        """For each look. gradients: whether nobody checks them before a step."""
+        self.check_filters()
+        if gradients:
+            check_gradients(self.model.parameters())
+
     def check_filters(self) -> None:
-        """The thetas that are watched are those that the model computes with. Quick, for each step."""
+        """The thetas that are watched are those that the model computes with."""
         for module, theta in self._holders:
             if module._parameters.get("theta") is not theta:
                 name = self.filters[id(theta)][0]

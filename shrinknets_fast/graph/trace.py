@@ -14,6 +14,7 @@ from torch import nn
 from ..errors import ShrinkError
 from ..insides import NormBase
 from ..sharded import is_sharded
+from ..synced import of_one_rank
 from .blame import blame, quiet, shortened
 from .draws import same_draws
 from .modules import copied
@@ -43,7 +44,8 @@ def mode_of(model: nn.Module, training: bool) -> Iterator[None]:
         model.train(training)
         for norm in cumulative:
             norm.momentum = 0.1
-        yield
+        with of_one_rank(model):
+            yield
     finally:
         for norm in cumulative:
             norm.momentum = None

@@ -1,0 +1,51 @@
+"""What stands around a model, as a collector sees it: its wrappers, and the ranks that train it with this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+from ..watch import Watch
+from ..wrapped import unwrapped
+from . import ddp
+from .digest import Facts
+from .ranks import Alone, Ranks, Several
+from .wrappers import Wrappers, is_distributed
+
+
+class Around:
+    """``module``: the model itself. model: as the collector was given it, in a wrapper or not.
+
+    watch(), facts(): what ranks compare.
+    """
+
+    def __init__(self, model: nn.Module, watch: Callable[[], Watch], facts: Callable[[], Facts]) -> None:
+        self.module = unwrapped(model)
+        self.wrappers = Wrappers(model)
+        self._watch, self._facts = watch, facts
+        self._ranks: Ranks = Alone(watch)
+        self._searched = False
+        if self.wrappers.given:
+            self._meet()
+
+    def ranks(self, search: bool = False) -> Ranks:
+        """Who has to agree now. Wrappers that were not given are looked for once, and on demand."""
+        if is_distributed() and not self.wrappers.given and (search or not self._searched):
+            self._searched = True
+            self.wrappers.find()
+            self._meet()
+        for wrapper in self.wrappers:
+            ddp.check_not_joining(wrapper)
+        return self._ranks
+
+    def unsettle(self) -> None:
+        """What the ranks have agreed on may have changed."""
+        if isinstance(self._ranks, Several):
+            self._ranks.unsettled = True
+
+    def _meet(self) -> None:
+        self.wrappers.check()
+        for wrapper in self.wrappers:
+            if not isinstance(self._ranks, Several):
+                self._ranks = Several(self._watch, self._facts, wrapper.process_group, wrapper.device)
