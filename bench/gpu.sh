@@ -82,13 +82,12 @@ pytest="$python -m pytest $(on_gpu "-v -m 'gpu and not slow'" "-q -m 'not slow' 
 runnable() { for module in "${absent[@]}"; do ! grep -qE "^(from|import) $module" "$1" || return 1; done; }
 first=(fold filter aliveness compact guard linear conv)
 for name in "${first[@]}"; do
-  ! runnable "tests/test_$name.py" || stage "test-$name" 60 "$pytest tests/test_$name.py"
+  ! runnable "tests/test_$name.py" || stage "test-$name" 60 "$(on_gpu "$pytest" "test -e") tests/test_$name.py"
 done
 
-for family in "layers 90" "collection 70" "steps 80"; do
-  read -r name seconds <<<"$family"
-  stage "$name" "$seconds" "$bench $name --out '$out' --budget $(on_gpu "$((seconds - 30))" "1 --quick")"
-done
+stage layers 90 "$bench layers --out '$out' --budget $(on_gpu 60 "1 --quick --only 16x64x64")"
+stage collection 70 "$bench collection --out '$out' --budget $(on_gpu 40 "1 --quick")"
+stage steps 80 "$bench steps --out '$out' --budget $(on_gpu 50 "1 --quick")"
 stage crossover 60 "$python -m bench.crossover $(on_gpu "--budget 45" --tiny)"
 stage smoke 90 "$python -m bench.smoke"
 
@@ -98,7 +97,7 @@ for file in tests/test_*.py; do
   [[ " ${first[*]} " == *" ${name%.py} "* ]] || ! runnable "$file" || rest+=("$file")
 done
 stage tests 300 "$pytest $(! has xdist || echo "-n 8") ${rest[*]}"
-stage layers-all 200 "$bench layers --out '$out' --budget $(on_gpu 170 "1 --quick")"
+stage layers-all 200 "$bench layers --out '$out' --budget $(on_gpu 170 "1 --quick --only 16x64x64")"
 
 new=() again=()
 for name in "${names[@]}"; do

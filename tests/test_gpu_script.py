@@ -68,7 +68,10 @@ def test_a_second_call_does_what_failed_and_no_more(tmp_path, answering):
     (tmp_path / "fails").write_text("bench.goals\n")
     run = call(out, PYTHON=answering)
     assert run.returncode == 0, run.stdout
-    assert [line for line in first if "crossover" in line] == asked(tmp_path) and len(first) == len(statuses(out))
+    assert [line for line in first if "crossover" in line] == asked(tmp_path)
+    assert len(first) == len(
+        [name for name in statuses(out) if not name.startswith("test-")]
+    )  # a dry run only looks for those files
     assert call(out, PYTHON=answering).returncode == 0 and asked(tmp_path) == []
 
 
