@@ -92,13 +92,9 @@ def through(layer, x, features):
         layer.theta.copy_(thetas(features, layer.theta.dtype))
 
     def run(x, *state):
-        exact = x.dtype == torch.float64 and layer.theta.dtype != torch.float64
-        twin = type(layer).__new__(type(layer))
-        twin.__dict__.update(layer.__dict__)
-        twin.__dict__["_parameters"] = dict(zip(layer._parameters, state, strict=True))
-        twin.path = "fold" if exact else "triton"
+        layer.path = "fold" if x.dtype == torch.float64 else "triton"
         x = x.detach().requires_grad_()
-        out = twin(x)
+        out = torch.func.functional_call(layer, dict(zip(layer._parameters, state, strict=True)), (x,))
         weights = torch.arange(out.numel(), device=out.device).view(out.shape).double().cos().to(out.dtype)
         grads = torch.autograd.grad(out, [x, *state], weights)
         return out.detach(), *grads

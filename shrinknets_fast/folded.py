@@ -98,9 +98,8 @@ def computed(name: str) -> property:
             raise RuntimeError(f"{type(layer).__name__}.{name} cannot be read: {error}") from error
 
     def write(layer: FoldedReads, value: torch.Tensor) -> None:
-        layer.__dict__[name] = (
-            value  # pruning's; torch.nn.Module.__setattr__ takes parameters itself, and refuses the rest
-        )
+        # pruning's; torch.nn.Module.__setattr__ takes parameters itself, and refuses the rest
+        layer.__dict__[name] = value
 
     def delete(layer: FoldedReads) -> None:
         del layer.__dict__[name]

@@ -230,35 +230,15 @@ def filtered_batch_norm(
     training: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,
+    group: Any = None,
 ) -> torch.Tensor:
     """``batch_norm(input) * max(0, theta)`` with the filter inside the affine pair.
 
     input: (B, C, ...); running_mean, running_var, weight, bias: (C,) or None; theta: (C,). A dead feature comes out as
-    exact zeros as long as its input is finite.
+    exact zeros as long as its input is finite. group: a process group over whose ranks the statistics are, in training.
     """
-    weight, bias = folded_pair(weight, bias, theta)
-    return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
-
-
-def filtered_sync_batch_norm(
-    input: torch.Tensor,
-    running_mean: torch.Tensor | None,
-    running_var: torch.Tensor | None,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    theta: torch.Tensor,
-    *,
-    group: Any,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> torch.Tensor:
-    """As :func:`filtered_batch_norm` in training, with the statistics of all ranks of the process group ``group``."""
-    weight, bias = folded_pair(weight, bias, theta)
-    return synced_batch_norm(input, running_mean, running_var, weight, bias, momentum, eps, group)
-
-
-def folded_pair(
-    weight: torch.Tensor | None, bias: torch.Tensor | None, theta: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor | None]:
     check_unfolded(weight, bias)
-    return fold(torch.ones_like(theta) if weight is None else weight, bias, theta)
+    weight, bias = fold(torch.ones_like(theta) if weight is None else weight, bias, theta)
+    if group is None or not training:
+        return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    return synced_batch_norm(input, running_mean, running_var, weight, bias, momentum, eps, group)

@@ -345,10 +345,8 @@ class FilteredSyncBatchNorm(_FilteredBatchNorm, PlainBatchNorm):  # type: ignore
         if input.dim() < 2:
             raise ShrinkError(f"{type(self).__name__}: input has {input.dim()} dimensions, expected at least 2")
 
-    def function(self, input: torch.Tensor, *tensors: Any, training: bool, momentum: float, eps: float) -> torch.Tensor:  # type: ignore[override]
-        if (group := group_of(self)) is None:
-            return self.function_of_one(input, *tensors, training=training, momentum=momentum, eps=eps)
-        return functional.filtered_sync_batch_norm(input, *tensors, momentum=momentum, eps=eps, group=group)
+    def function(self, *tensors: Any, **options: Any) -> torch.Tensor:
+        return self.function_of_one(*tensors, **options, group=group_of(self))
 
     @classmethod
     def convert_sync_batchnorm(cls, module: nn.Module, process_group: Any = None) -> nn.Module:

@@ -10,17 +10,17 @@ import time
 import traceback
 from pathlib import Path
 
-CASES = Path(__file__).parent / "rank_cases.py"
+HERE = Path(__file__).parent
 
 
 def run_ranks(cases, folder, timeout, world=2, **options):
-    """Run the functions of rank_cases.py with these names, one after the other, in ``world`` processes.
+    """Run the functions of rank_exact.py and rank_faults.py with these names, one after the other, in ``world`` processes.
 
     Returns {case: [outcome of each rank]}; an outcome is what the function returned, or the :class:`Raised`. Processes that are
     not through after ``timeout`` seconds are killed; what they did not get to is missing.
     """
     folder.mkdir(exist_ok=True)
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(CASES.parent.parent), *sys.path])}
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(HERE.parent), *sys.path])}
     command = [sys.executable, str(Path(__file__)), str(folder), str(world), pickle.dumps(options).hex(), *cases]
     logs = [open(folder / f"log{rank}", "wb") for rank in range(world)]
     ranks = [
@@ -97,7 +97,8 @@ def outcome(folder, case, rank):
 def main(folder, world, options, *cases):
     import datetime
 
-    import rank_cases
+    import rank_exact
+    import rank_faults
     import torch
     from torch import distributed
 
@@ -108,7 +109,9 @@ def main(folder, world, options, *cases):
     distributed.init_process_group("gloo", store=store, rank=rank, world_size=int(world), timeout=limit)
     for case in cases:
         try:
-            found = getattr(rank_cases, case)(**pickle.loads(bytes.fromhex(options)))
+            found = (getattr(rank_exact, case, None) or getattr(rank_faults, case))(
+                **pickle.loads(bytes.fromhex(options))
+            )
         except Exception as error:
             found = Raised(error)
         part = Path(folder, f"{case}.{rank}.part")
