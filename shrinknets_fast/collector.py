@@ -23,11 +23,11 @@ from .distributed import Around, Facts, facts_about
 from .errors import warn
 from .graph.explain import explain
 from .graph.plan import Plan
-from .graph.reading import Reading
 from .graph.trace import Inputs, checked_inputs
 from .interrupts import uninterrupted
 from .memory import trim
 from .pace import Pace
+from .sharded import is_sharded
 from .work import prepare
 
 __all__ = ["Collection", "GarbageCollector"]
@@ -75,11 +75,11 @@ class GarbageCollector:
         self.align = checked_count("align", default_align(model) if align is None else align)
         self.min_dead = checked_share("min_dead", min_dead, smallest_allowed=True)
         self.removal = checked_share("removal", removal, smallest_allowed=False)
-        args, kwargs = checked_inputs(model, example_inputs, example_kwargs)
+        args, kwargs = checked_inputs(self._around.whole, example_inputs, example_kwargs)
         self._companions = Companions(model, optimizers, follow, follow_dead)
         self.optimizers = tuple(followed.optimizer for followed in self._companions.optimizers)
-        self._reading = Reading(model, args, kwargs, self._companions.thetas)
-        self._closing = Closing(model, self._companions)
+        self._reading = self._around.reading(args, kwargs, self._companions.thetas)
+        self._closing = Closing(model, self._companions, is_sharded=self._around.sharding is not None)
         warn_of_no_effect(model, self._companions.optimizers)
         self._guard = Guard(self._companions.optimizers, lambda: self._reading.thetas)
         self._generator = torch.Generator()
@@ -112,7 +112,7 @@ class GarbageCollector:
                     self._reading = self._reading.anew()
                     dead = self._reading.watch.masks()
                 self._reading.watch.forget()
-                work = prepare(self._reading, self._companions, lambda: self._plan(dead, self._generator))
+                work = prepare(self._reading, self._companions, lambda: self._plan(dead, self._generator), self._around.work)
                 say(work.plan, branches)
             undo.pop_all()
         left = self._reading.stay_dead(dead, work.plan)
@@ -166,7 +166,7 @@ class GarbageCollector:
         before ``torch.save``, which writes whole storages. Returns the bytes given back.
         """
         checked_share("waste", waste, smallest_allowed=True)
-        bound = [(b.names[0], b.tensor) for b in self._reading.network.bound.values()]
+        bound = [(name, tensor) for name, tensor in self._reading.tensors() if not is_sharded(tensor)]  # parts are new
         owners = [member.owner for name, tensor in bound for member in self._companions.members(name, tensor)]
         return trim({id(owner): owner for owner in owners}.values(), waste)
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from .errors import ShrinkError
 from .nn import FilterBase
+from .sharded import alive_counts, local_part, sum_over_ranks
 from .wrapped import unwrapped
 
 __all__ = ["features", "named_filters", "param_groups", "penalty", "thetas"]
@@ -54,11 +55,11 @@ def penalty(model: nn.Module) -> torch.Tensor:
     A shared theta counts once. The gradient is 1 for a live feature and 0 for a dead one (theta <= 0). Summed in float32 or
     wider. Raises ShrinkError for a model without filters, which a penalty cannot shrink.
     """
-    total = None
+    terms = []
     for theta in thetas(model).values():
-        wide = theta if theta.dtype == torch.float64 else theta.float()
-        term = torch.relu(wide).sum()
-        total = term if total is None else total + term.to(total.device)
+        own = local_part(theta)
+        terms.append((torch.relu(own if own.dtype == torch.float64 else own.float()).sum(), theta))
+    total = sum_over_ranks(terms)
     if total is None:
         raise ShrinkError(f"penalty: {type(model).__name__} has no filters; {HOW}")
     return total
@@ -66,7 +67,9 @@ def penalty(model: nn.Module) -> torch.Tensor:
 
 def features(model: nn.Module) -> dict[str, tuple[int, int]]:
     """{"module.name": (alive, total)} for every filter of ``model``; total is the layer's present size."""
-    return {name: (int(m.alive.sum()), m.theta.numel()) for name, m in named_filters(model).items()}
+    filters = named_filters(model)
+    alive = alive_counts([module.theta for module in filters.values()])
+    return {name: (n, m.theta.numel()) for n, (name, m) in zip(alive, filters.items(), strict=True)}
 
 
 def param_groups(

@@ -25,6 +25,7 @@ from torch.utils._python_dispatch import _disable_current_modes as disable_curre
 
 __all__ = [
     "ATTRIBUTES",
+    "HOOKS",
     "BatchNorm",
     "ConvNd",
     "DisableTorchFunctionSubclass",
@@ -55,6 +56,15 @@ def lone_wrapper() -> Any:
     finally:
         distributed.destroy_process_group()
 
+
+# Where a module keeps its hooks.
+HOOKS = (
+    "_forward_pre_hooks",
+    "_forward_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
 
 # Attributes that are read where they are needed, and an object that has each.
 ATTRIBUTES: dict[str, Callable[[], Any]] = {
@@ -88,6 +98,9 @@ ATTRIBUTES: dict[str, Callable[[], Any]] = {
     "_set_comm_hook_name": lambda: lone_wrapper().logger,
     "_set_static_graph": lambda: lone_wrapper().reducer,
 }
+
+
+ATTRIBUTES |= dict.fromkeys(HOOKS, nn.Module)
 
 
 def transforms_active() -> bool:

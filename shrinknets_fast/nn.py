@@ -15,6 +15,7 @@ from .errors import ShrinkError
 from .folded import Activation, FoldedReads, Init, Layer, has_theta, is_unfolded
 from .functional import Padding, Size
 from .insides import BatchNorm as PlainBatchNorm
+from .sharded import is_sharded
 from .synced import group_of
 
 __all__ = [
@@ -104,7 +105,7 @@ class FilterBase(Layer):
 
     def extra_repr(self) -> str:
         extra = super().extra_repr()
-        shown = "?" if self.theta.is_meta else int(self.alive.sum())
+        shown = "?" if self.theta.is_meta or is_sharded(self.theta) else int(self.alive.sum())
         alive = f"alive={shown}/{self.theta.numel()}"
         activation = f", activation={self.activation!r}" if self.activation else ""
         return f"{extra}{', ' if extra else ''}{alive}{activation}"

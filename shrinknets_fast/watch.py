@@ -16,10 +16,13 @@ class Watch:
     """filters: {key: (name, theta)}; copies(name, theta): the thetas of its copies, which must be dead too."""
 
     def __init__(self, filters: Filters, copies: Callable[[str, torch.Tensor], Iterable[torch.Tensor]]) -> None:
-        self._filters = filters
+        self._filters = self._thetas = filters
         self._copies = copies
         # of the look that is under way: (keys, sizes, bytes on the host, event)
         self._looks: list[tuple[list[int], list[int], torch.Tensor, torch.cuda.Event | None]] = []
+
+    def refresh(self) -> None:
+        """What is asked next is about the thetas as they are now. Where ranks have parts of them all of them call it."""
 
     def masks(self) -> dict[int, torch.Tensor]:
         """{key: mask of its dead features} now, on the CPU. One copy from each device."""
@@ -44,7 +47,7 @@ class Watch:
 
     def watched(self) -> list[tuple[str, torch.Tensor]]:
         """(name, theta) of all that decide what is dead, copies too."""
-        own = [(f"{name}.theta" if name else "theta", name, theta) for name, theta in self._filters.values()]
+        own = [(f"{name}.theta" if name else "theta", name, theta) for name, theta in self._thetas.values()]
         copies = [(f"{full} in a copy", copy) for full, name, theta in own for copy in self._copies(name, theta)]
         return [(full, theta) for full, _, theta in own] + copies
 
@@ -70,7 +73,7 @@ class Watch:
     def _seen(self) -> Iterator[tuple[list[int], list[int], torch.Tensor]]:
         """(keys, sizes, result of the op) for each device."""
         devices: dict[torch.device, list[tuple[int, list[torch.Tensor]]]] = {}
-        for key, (name, theta) in self._filters.items():
+        for key, (name, theta) in self._thetas.items():
             group = [theta, *(copy.detach().to(theta.device, non_blocking=True) for copy in self._copies(name, theta))]
             devices.setdefault(theta.device, []).append((key, group))
         for groups in devices.values():
@@ -80,7 +83,7 @@ class Watch:
     def _check(self, keys: Iterable[int], counts: list[int]) -> None:
         for key, count in zip(keys, counts[1::2], strict=True):
             if count:
-                name, theta = self._filters[key]
+                name, theta = self._thetas[key]
                 values = theta.detach().cpu()
                 broken = values[~torch.isfinite(values)].tolist() or ["what is not finite"]  # in a copy of the model
                 raise ShrinkError(f"{name}.theta holds {broken[0]}: training has diverged, nothing was removed")

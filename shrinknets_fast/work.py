@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable
+from typing import Any, Protocol
 
 import torch
 
@@ -24,8 +25,20 @@ Keep = dict[int, torch.Tensor]
 Entry = tuple[str, torch.Tensor, Keep]  # name of the parameter, tensor, what stays of it
 
 
-def prepare(reading: Reading, companions: Companions, make: Callable[[], Plan]) -> Work:
-    """The :class:`Work` of the plan that ``make()`` gives, of which the model has been shown to survive it.
+class Prepared(Protocol):
+    """A plan of which everything that could refuse has been asked."""
+
+    plan: Plan
+
+    def commit(self) -> tuple[int, int]:
+        """Carry it out; it cannot be refused now. Returns (bytes written, bytes no longer used)."""
+
+
+Kind = Callable[[Any, Companions, Plan], Prepared]
+
+
+def prepare(reading: Reading, companions: Companions, make: Callable[[], Plan], kind: Kind) -> Prepared:
+    """The :class:`Work`, or another ``kind`` of it, of the plan that ``make()`` gives, of which the model has been shown to survive it.
 
     Hubs at whose removal its forward breaks stay from now on. Raises ShrinkError, with nothing changed, for what cannot follow.
     """
@@ -39,7 +52,7 @@ def prepare(reading: Reading, companions: Companions, make: Callable[[], Plan]) 
             plan = make()
         else:
             break
-    return Work(reading, companions, plan)
+    return kind(reading, companions, plan)
 
 
 class Work:

@@ -99,6 +99,7 @@ def main(folder, world, options, *cases):
 
     import rank_exact
     import rank_faults
+    import rank_sharded
     import torch
     from torch import distributed
 
@@ -109,9 +110,8 @@ def main(folder, world, options, *cases):
     distributed.init_process_group("gloo", store=store, rank=rank, world_size=int(world), timeout=limit)
     for case in cases:
         try:
-            found = (getattr(rank_exact, case, None) or getattr(rank_faults, case))(
-                **pickle.loads(bytes.fromhex(options))
-            )
+            function = next(filter(None, (getattr(m, case, None) for m in (rank_exact, rank_faults, rank_sharded))))
+            found = function(**pickle.loads(bytes.fromhex(options)))
         except Exception as error:
             found = Raised(error)
         part = Path(folder, f"{case}.{rank}.part")

@@ -9,6 +9,7 @@ import torch
 from ..checks import check_gradients
 from ..ops.aliveness import aliveness, counts_in
 from ..ops.bury import bury_
+from ..sharded import local_part
 from .optimizers import Followed
 from .others import anything_shrank
 
@@ -37,9 +38,11 @@ class Guard:
             check_gradients(optimizer.parameters())
         thetas = dead_in(self.held(optimizer))
         # the state too: a schedule-free step with a closure computes with a theta made of it
-        bury_([(theta, [t for t in (theta.grad, *optimizer.alike(theta)) if t is not None]) for theta in thetas])
-        copies = torch._foreach_mul(thetas, 1.0) if thetas else []
-        self._before[id(optimizer)] = list(zip(copies, thetas, strict=True))
+        beside = [[t for t in (theta.grad, *optimizer.alike(theta)) if t is not None] for theta in thetas]
+        bury_([(local_part(theta), list(map(local_part, own))) for theta, own in zip(thetas, beside, strict=True)])
+        parts = [local_part(theta) for theta in thetas]
+        copies = torch._foreach_mul(parts, 1.0) if parts else []
+        self._before[id(optimizer)] = list(zip(copies, parts, strict=True))
 
     @torch.no_grad()
     def after_step(self, optimizer: Followed) -> None:
@@ -66,7 +69,7 @@ def dead_in(thetas: list[torch.Tensor]) -> list[torch.Tensor]:
     here = [theta for theta in thetas if theta.is_cpu]
     if not here:
         return thetas
-    counts = counts_in(aliveness([[theta] for theta in here]), len(here))[::2]
+    counts = counts_in(aliveness([[local_part(theta)] for theta in here]), len(here))[::2]
     found = [theta for theta, count in zip(here, counts, strict=True) if count]
     return found + [theta for theta in thetas if not theta.is_cpu]
 
@@ -74,4 +77,4 @@ def dead_in(thetas: list[torch.Tensor]) -> list[torch.Tensor]:
 def bury(optimizer: Followed, thetas: list[torch.Tensor]) -> None:
     """Set every ``theta <= 0`` to exactly 0 and zero its state in the optimizer."""
     if thetas:
-        bury_([(theta, optimizer.alike(theta)) for theta in thetas])
+        bury_([(local_part(theta), [local_part(t) for t in optimizer.alike(theta)]) for theta in thetas])

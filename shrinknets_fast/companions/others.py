@@ -29,6 +29,16 @@ def note_shrunk(sizes: Iterable[tuple[torch.Tensor, tuple[int, ...]]]) -> None:
         _shrunk.setdefault(tensor, set()).add(shape)
 
 
+def forgotten(tensor: torch.Tensor) -> set[tuple[int, ...]]:
+    """The shapes noted for this one, which are to be noted again: torch exchanges no tensor that is referred to weakly."""
+    return _shrunk.pop(tensor, set())
+
+
+def is_held_weakly(tensor: torch.Tensor) -> bool:
+    """Whether somebody else refers to it weakly, as compiled code does."""
+    return len(weakref.getweakrefs(tensor)) > (tensor in _shrunk)
+
+
 def anything_shrank() -> bool:
     return _collections > 0
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ..errors import ShrinkError
+from ..errors import ShrinkError, warn
 from ..graph.reading import example_of
 from ..graph.rehearse import Rehearsal
 from .gated import Gated, gated_at, gated_in
@@ -22,9 +22,13 @@ if TYPE_CHECKING:
 class Closing:
     """Knows which branches of a model are to leave, and takes them out of it and of its copies."""
 
-    def __init__(self, model: nn.Module, companions: Companions) -> None:
+    def __init__(self, model: nn.Module, companions: Companions, is_sharded: bool) -> None:
         self._model, self._companions = model, companions
         self._kept: set[str] = set()  # closed, but they change the shape of their input, so they stay
+        if is_sharded and (gated := gated_in(model)):  # fully_shard keeps lists of what it gathers
+            self._kept.update(gated)
+            what = "fully_shard keeps a branch whose gate is dead, with one feature in each of its layers"
+            warn(f"{next(iter(gated))}: {what}; collect before it, or with DistributedDataParallel, to lose it")
 
     def due(self, dead: Mapping[int, torch.Tensor]) -> dict[str, Gated]:
         """{name: Gated} of those whose gate is dead and that need not stay. dead: {id(theta): mask of its features}."""

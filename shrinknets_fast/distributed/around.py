@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 
+from ..companions import Companions
+from ..graph.plan import Plan
+from ..graph.reading import Reading
 from ..watch import Watch
+from ..work import Prepared, Work
 from ..wrapped import unwrapped
-from . import ddp
+from . import ddp, fsdp
 from .digest import Facts
 from .ranks import Alone, Ranks, Several
+from .sharded import Copies, ShardedReading, ShardedWork, Sharding
 from .wrappers import Wrappers, is_distributed
 
 
@@ -26,12 +32,28 @@ class Around:
         self._watch, self._facts = watch, facts
         self._ranks: Ranks = Alone(watch)
         self._searched = False
-        if self.wrappers.given:
+        self.sharding = Sharding(self.module) if fsdp.units(self.module) else None
+        if self.sharding is not None:
+            self._ranks = Several(watch, facts, self.sharding.group, self.sharding.device)
+        elif self.wrappers.given:
             self._meet()
+
+    @property
+    def whole(self) -> nn.Module:
+        """What can be read: the model, or a copy of it where this rank has parts only."""
+        return self.module if self.sharding is None else self.sharding.twin
+
+    def reading(self, args: tuple[Any, ...], kwargs: dict[str, Any], copies: Copies) -> Reading:
+        if self.sharding is None:
+            return Reading(self.module, args, kwargs, copies)
+        return ShardedReading(self.sharding, args, kwargs)
+
+    def work(self, reading: Any, companions: Companions, plan: Plan) -> Prepared:
+        return (Work if self.sharding is None else ShardedWork)(reading, companions, plan)
 
     def ranks(self, search: bool = False) -> Ranks:
         """Who has to agree now. Wrappers that were not given are looked for once, and on demand."""
-        if is_distributed() and not self.wrappers.given and (search or not self._searched):
+        if self.sharding is None and is_distributed() and not self.wrappers.given and (search or not self._searched):
             self._searched = True
             self.wrappers.find()
             self._meet()

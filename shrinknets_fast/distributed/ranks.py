@@ -78,6 +78,7 @@ class Several:
         self._under_way: Comparison | None = None
 
     def look(self, steps: int, check: Callable[[], None]) -> None:
+        self._watch().refresh()
         facts = {"call": f"step() number {steps}"}
         error: Exception | None = None
         try:
@@ -106,6 +107,7 @@ class Several:
 
     @contextlib.contextmanager
     def agree(self) -> Iterator[Say]:
+        self._watch().refresh()
         facts: Facts = {"call": "collect()"}
         error: Exception | None = None
         try:

@@ -63,6 +63,10 @@ class Reading:
         assert example is not None  # see __init__
         return Reading(self.model, *example, self._copies)
 
+    def tensors(self) -> list[tuple[str, torch.Tensor]]:
+        """(name, tensor) of each parameter and buffer that the graph uses."""
+        return [(bound.names[0], bound.tensor) for bound in self.network.bound.values()]
+
     def plan(self, dead: Mapping[int, torch.Tensor], **options: Unpack[Options]) -> Plan:
         """What leaves of the features in ``dead``, {id(theta): mask}; options: see :func:`make_plan`."""
         return make_plan(self.network, self.hubs, dead, **options)
