@@ -6,7 +6,7 @@ from . import (
     _library,  # noqa: F401  loads the ops before anything names them
     functional,
 )
-from .checkpoint import load_state_dict
+from .checkpoint import load_state_dict, resize
 from .collector import Collection, GarbageCollector
 from .coverage import Coverage, coverage
 from .errors import ShrinkError
@@ -60,5 +60,6 @@ __all__ = [
     "param_groups",
     "penalty",
     "register_rule",
+    "resize",
     "unfolded",
 ]

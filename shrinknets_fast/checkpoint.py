@@ -17,9 +17,10 @@ from .errors import ShrinkError
 from .filters import leave_fast_paths
 from .graph.modules import Sizes, make_persistent
 from .insides import IncompatibleKeys
+from .sharded import is_sharded
 from .wrapped import unwrapped
 
-__all__ = ["load_state_dict"]
+__all__ = ["load_state_dict", "resize"]
 
 PREFIXES = ("module.", "_orig_mod.")
 
@@ -35,21 +36,51 @@ def load_state_dict(model: nn.Module, state_dict: Mapping[str, Any]) -> Incompat
     wrappers, model = Wrappers(model), unwrapped(model)
     wrappers.find()
     state_dict = without_prefix(state_dict, model)
+    if make_fit("load_state_dict", model, state_dict):
+        wrappers.rebuild()
+    return model.load_state_dict(state_dict)
+
+
+@torch.no_grad()
+def resize(model: nn.Module, sizes: Mapping[str, Any], *, prefix: str = "") -> None:
+    """Give ``model`` the sizes of a shrunk checkpoint, without its values: where these are loaded in parts, after ``fully_shard``.
+
+    sizes: {prefix + name: a tensor, its shape, or what ``torch.distributed.checkpoint`` keeps about it}, as in
+    ``FileSystemReader(folder).read_metadata().state_dict_metadata``; other entries are left out. model: as for
+    :func:`load_state_dict`, before ``fully_shard``, also on the meta device. What changes size has undefined values.
+    """
+    shapes = {name.removeprefix(prefix): shape_of(size) for name, size in sizes.items() if name.startswith(prefix)}
+    make_fit("resize", unwrapped(model), {name: shape for name, shape in shapes.items() if shape is not None})
+
+
+def shape_of(size: Any) -> Any:
+    """A tensor, or without memory one of this shape; None for what has none."""
+    if isinstance(size, torch.Tensor):
+        return size
+    shape = size if isinstance(size, (tuple, list)) else getattr(size, "size", None)
+    return None if shape is None or callable(shape) else torch.empty(tuple(shape), device="meta")
+
+
+def make_fit(what: str, model: nn.Module, state_dict: Mapping[str, Any]) -> bool:
+    """Resize ``model`` to the sizes in ``state_dict``, or raise with nothing changed; whether anything had another size."""
     own = model.state_dict(keep_vars=True)
+    sharded = next((name for name, tensor in own.items() if is_sharded(tensor)), None)
+    if sharded is not None:
+        raise ShrinkError(f"{what}: {sharded} is sharded; do this before fully_shard")
     left_out = {name: buffer for name, buffer in model.named_buffers() if name in state_dict and name not in own}
     own |= left_out  # not persistent, but some of its entries have left: a collection put it into the checkpoint
     left = branches_that_left(model, own, state_dict)
     own = {name: tensor for name, tensor in own.items() if not name.startswith(tuple(left))}
     missing, unexpected = sorted(own.keys() - state_dict.keys()), sorted(state_dict.keys() - own.keys())
     if missing or unexpected:
-        raise ShrinkError(f"load_state_dict: missing {missing[:5]}, unexpected {unexpected[:5]}")
+        raise ShrinkError(f"{what}: missing {missing[:5]}, unexpected {unexpected[:5]}")
     resized = []
     for name, tensor in own.items():
         if not isinstance(tensor, torch.Tensor):
             continue
         wanted, present = tuple(state_dict[name].shape), tuple(tensor.shape)
         if len(wanted) != len(present) or any(w > p for w, p in zip(wanted, present, strict=True)):
-            raise ShrinkError(f"load_state_dict: {name} has shape {wanted}, expected at most {present}")
+            raise ShrinkError(f"{what}: {name} has shape {wanted}, expected at most {present}")
         if wanted != present:
             resized.append((tensor, wanted))
     for name in left_out:
@@ -63,9 +94,7 @@ def load_state_dict(model: nn.Module, state_dict: Mapping[str, Any]) -> Incompat
         tensor.grad = None
     sizes.sync(model)
     leave_fast_paths(model)
-    if resized or left:
-        wrappers.rebuild()
-    return model.load_state_dict(state_dict)
+    return bool(resized or left)
 
 
 def without_prefix(state_dict: Mapping[str, Any], model: nn.Module) -> Mapping[str, Any]:

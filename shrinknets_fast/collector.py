@@ -78,7 +78,7 @@ class GarbageCollector:
         args, kwargs = checked_inputs(self._around.whole, example_inputs, example_kwargs)
         self._companions = Companions(model, optimizers, follow, follow_dead)
         self.optimizers = tuple(followed.optimizer for followed in self._companions.optimizers)
-        self._reading = self._around.reading(args, kwargs, self._companions.thetas)
+        self._reading = self._around.reading(args, kwargs, self._companions)
         self._closing = Closing(model, self._companions, is_sharded=self._around.sharding is not None)
         warn_of_no_effect(model, self._companions.optimizers)
         self._guard = Guard(self._companions.optimizers, lambda: self._reading.thetas)
@@ -112,7 +112,9 @@ class GarbageCollector:
                     self._reading = self._reading.anew()
                     dead = self._reading.watch.masks()
                 self._reading.watch.forget()
-                work = prepare(self._reading, self._companions, lambda: self._plan(dead, self._generator), self._around.work)
+                work = prepare(
+                    self._reading, self._companions, lambda: self._plan(dead, self._generator), self._around.work
+                )
                 say(work.plan, branches)
             undo.pop_all()
         left = self._reading.stay_dead(dead, work.plan)

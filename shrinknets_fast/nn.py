@@ -12,7 +12,7 @@ from torch import nn
 from . import functional
 from .dispatch import Path
 from .errors import ShrinkError
-from .folded import Activation, FoldedReads, Init, Layer, has_theta, is_unfolded
+from .folded import Activation, FoldedReads, Init, Layer, has_theta, is_unfolded, unfolded
 from .functional import Padding, Size
 from .insides import BatchNorm as PlainBatchNorm
 from .sharded import is_sharded
@@ -104,7 +104,8 @@ class FilterBase(Layer):
             self.reset_theta()
 
     def extra_repr(self) -> str:
-        extra = super().extra_repr()
+        with unfolded():  # which parts are sharded, say, cannot be read otherwise
+            extra = super().extra_repr()
         shown = "?" if self.theta.is_meta or is_sharded(self.theta) else int(self.alive.sum())
         alive = f"alive={shown}/{self.theta.numel()}"
         activation = f", activation={self.activation!r}" if self.activation else ""

@@ -66,19 +66,19 @@ LAMBDA = {Perceptron: 3e-3, Unused: 3e-3, Convolutional: 5e-2, Residual: 2e-2}
 
 
 @functools.cache
-def first_made(kind):
+def first_made(kind, depth):
     torch.manual_seed(0)
     x, y = digits(images=kind in (Convolutional, Residual))
     model = kind().double()
-    options = {"residual": "tied", "depth": True} if kind is Residual else {}
+    options = {"residual": "tied", "depth": depth} if kind is Residual else {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         sn.add_filters(model, x[:4], init="uniform", **options)
     return model, x, y
 
 
-def made(kind):
-    model, x, y = first_made(kind)
+def made(kind, depth=True):
+    model, x, y = first_made(kind, depth)
     return copy.deepcopy(model), x, y
 
 
@@ -122,7 +122,9 @@ def loop(
             rows = torch.randint(len(x), (SIZE,), generator=generator)[parts[0] :: parts[1]]
             with contextlib.nullcontext() if turn == accumulate - 1 else unsynced():
                 loss = F.cross_entropy(forward(x[rows]), y[rows])
-                lam = LAMBDA[type(model)]
+                lam = next(
+                    LAMBDA[kind] for kind in type(model).__mro__ if kind in LAMBDA
+                )  # fully_shard derives a class
                 ((loss + lam * sn.penalty(model)) / accumulate).backward()
             losses.append(loss.item())
             if between is not None:
@@ -137,10 +139,10 @@ def loop(
 
 
 @functools.cache
-def alone(kind, steps, **options):
+def alone(kind, steps, make=None, depth=True, **options):
     """One process with the whole batches: what all ranks together have to be."""
-    model, x, y = made(kind)
-    optimizer = adam(model)
+    model, x, y = made(kind, depth)
+    optimizer = (make or adam)(model)
     gc = sn.GarbageCollector(model, x[:4], optimizers=optimizer)
     return state_of(model, optimizer, *loop(model, model, gc, optimizer, x, y, steps, **options))
 

@@ -37,6 +37,9 @@ class Copies:
         for name, parameter in model.named_parameters():
             self.tensors(name, parameter)  # what does not fit is an error now, not when something dies
 
+    def __bool__(self) -> bool:
+        return bool(self.modules or self._dicts or self.lists)
+
     def tensors(self, name: str, tensor: torch.Tensor) -> list[torch.Tensor]:
         """The copies of the model's ``tensor``, under whichever of its names; one that does not fit is an error."""
         names = self._names.get(id(tensor), [name])

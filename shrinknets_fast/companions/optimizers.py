@@ -74,7 +74,7 @@ class Followed:
         found, shape = [], parameter.shape
         for part in self.parts:
             for value in part.state.get(parameter, {}).values():
-                values = (value,) if type(value) is torch.Tensor else (t for _, t in self.tensors_of(value))
+                values = (value,) if isinstance(value, torch.Tensor) else (t for _, t in self.tensors_of(value))
                 found += [t for t in values if t.shape == shape]
         return found
 

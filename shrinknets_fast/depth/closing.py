@@ -127,6 +127,7 @@ def branches_that_left(model: nn.Module, had: Iterable[str], state_dict: Mapping
         if isinstance(module, Gated) and not module.vanished:
             gate, prefix = state_dict.get(f"{name}.1.theta"), f"{name}.0."
             was, is_there = (any(key.startswith(prefix) for key in keys) for keys in (had, state_dict))
-            if gate is not None and not bool((gate > 0).any()) and was and not is_there:
+            closed = gate is not None and (gate.is_meta or not bool((gate > 0).any()))
+            if closed and was and not is_there:
                 found[prefix] = module
     return found

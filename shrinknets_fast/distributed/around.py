@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from ..companions import Companions
+from ..errors import ShrinkError
 from ..graph.plan import Plan
 from ..graph.reading import Reading
 from ..watch import Watch
@@ -16,7 +17,7 @@ from ..wrapped import unwrapped
 from . import ddp, fsdp
 from .digest import Facts
 from .ranks import Alone, Ranks, Several
-from .sharded import Copies, ShardedReading, ShardedWork, Sharding
+from .sharded import ShardedReading, ShardedWork, Sharding
 from .wrappers import Wrappers, is_distributed
 
 
@@ -43,9 +44,13 @@ class Around:
         """What can be read: the model, or a copy of it where this rank has parts only."""
         return self.module if self.sharding is None else self.sharding.twin
 
-    def reading(self, args: tuple[Any, ...], kwargs: dict[str, Any], copies: Copies) -> Reading:
+    def reading(self, args: tuple[Any, ...], kwargs: dict[str, Any], companions: Companions) -> Reading:
         if self.sharding is None:
-            return Reading(self.module, args, kwargs, copies)
+            return Reading(self.module, args, kwargs, companions.thetas)
+        if companions.copies:
+            raise ShrinkError(
+                "GarbageCollector: follow is given, and copies of what fully_shard has sharded cannot shrink"
+            )
         return ShardedReading(self.sharding, args, kwargs)
 
     def work(self, reading: Any, companions: Companions, plan: Plan) -> Prepared:

@@ -123,7 +123,9 @@ def check(model: nn.Module) -> None:
         if len(p.sharded_param.placements) != p.sharded_param.device_mesh.ndim or not any(
             placement.is_shard() for placement in p.sharded_param.placements
         ):
-            raise ShrinkError(f"{name} has placements {p.sharded_param.placements}, expected one of them to be Shard(0)")
+            raise ShrinkError(
+                f"{name} has placements {p.sharded_param.placements}, expected one of them to be Shard(0)"
+            )
         if p.fsdp_placement.dim != 0:
             where = f"is sharded along dimension {p.fsdp_placement.dim}, where fully_shard wants equal parts"
             raise ShrinkError(f"{name} {where} and removals leave others; expected Shard(0)")
@@ -161,7 +163,9 @@ def mesh_of(model: nn.Module) -> Any:
     mesh = meshes.pop()
     if mesh.ndim > 1 and mesh.size() != torch.distributed.get_world_size():
         size = torch.distributed.get_world_size()
-        raise ShrinkError(f"model is sharded over {mesh.size()} of {size} ranks in {mesh.ndim} dimensions, expected all")
+        raise ShrinkError(
+            f"model is sharded over {mesh.size()} of {size} ranks in {mesh.ndim} dimensions, expected all"
+        )
     return mesh
 
 

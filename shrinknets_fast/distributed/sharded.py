@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -24,8 +23,6 @@ from ..work import keep_in_checkpoints
 from . import fsdp
 from .rows import take, whole
 from .twin import inputs_as_meta, plain_twin
-
-Copies = Callable[[str, torch.Tensor], Iterable[torch.Tensor]]
 
 
 class Sharding:
@@ -136,12 +133,10 @@ class ShardedWork:
         sizes = []
         with uninterrupted():
             for t, p, members in self._tensors:
-                before = sum(local_part(member.tensor).nbytes for member in members)
+                used += sum(local_part(member.tensor).nbytes for member in members)
                 if p is not None:
                     sizes += [(p.sharded_param, shape) for shape in [t.tensor.shape, *forgotten(p.sharded_param)]]
-                self._shrink(t, p, members)
-                after = sum(local_part(member.tensor).nbytes for member in members)
-                moved, used = moved + after, used + before
+                moved += self._shrink(t, p, members)
             fsdp.forget_layouts(self._sharding.model)
             names = [name for t, *_ in self._tensors for name in self._reading.network.bound[id(t.tensor)].names]
             self._reading.shrink(self.plan)
@@ -149,19 +144,24 @@ class ShardedWork:
         note_shrunk((tensor, tuple(shape)) for tensor, shape in sizes)
         return moved, used - moved
 
-    def _shrink(self, t: TensorPlan, p: Any, members: list[Member]) -> None:
+    def _shrink(self, t: TensorPlan, p: Any, members: list[Member]) -> int:
+        """Returns the bytes that are left."""
         if p is None:
             compact_([(member.tensor, member.kept(t.keep)) for member in members])
-            return
+            return sum(member.tensor.nbytes for member in members)
         own = p.sharded_param
-        gradient = own.grad
+        gradient = None if own.grad is None else self._part(own.grad, t.keep)
         for member in members:
-            if member.tensor is not own:
-                part = take(member.tensor, member.kept(t.keep), self._sharding.device)
-                shape = [len(member.kept(t.keep).get(d, range(n))) for d, n in enumerate(member.tensor.shape)]
-                torch.utils.swap_tensors(member.tensor, fsdp.sharded_as(member.tensor, shape, part))
+            if member.tensor is not own and member.tensor is not own.grad:
+                torch.utils.swap_tensors(member.tensor, self._part(member.tensor, member.kept(t.keep)))
         fsdp.resize(p, t.shape, take(own, t.keep, self._sharding.device))
         own.grad = gradient
+        state = [member.tensor for member in members[2 if gradient is not None else 1 :]]
+        return sum(local_part(tensor).nbytes for tensor in (own, gradient, *state) if tensor is not None)
+
+    def _part(self, tensor: torch.Tensor, keep: dict[int, torch.Tensor]) -> torch.Tensor:
+        shape = [len(keep[d]) if d in keep else n for d, n in enumerate(tensor.shape)]
+        return fsdp.sharded_as(tensor, shape, take(tensor, keep, self._sharding.device))
 
 
 def check_member(name: str, own: Any, tensor: Any) -> None:

@@ -62,8 +62,8 @@ def checked_inputs(
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if is_sharded(tensor):
             raise ShrinkError(
-                f"{name} is a DTensor: what fully_shard or tensor parallelism has sharded cannot shrink; "
-                "add filters and collect before it, or train with DistributedDataParallel"
+                f"{name} is a DTensor, sharded by tensor parallelism, or before this call came to it; "
+                "expected a model that fully_shard has sharded as a whole, and filters added before it"
             )
     args = (example_inputs,) if isinstance(example_inputs, torch.Tensor) else tuple(example_inputs)
     kwargs = dict(example_kwargs or {})
