@@ -43,7 +43,7 @@ def load_state_dict(model: nn.Module, state_dict: Mapping[str, Any]) -> Incompat
 
 @torch.no_grad()
 def resize(model: nn.Module, sizes: Mapping[str, Any], *, prefix: str = "") -> None:
-    """Give ``model`` the sizes of a shrunk checkpoint, without its values: where these are loaded in parts, after ``fully_shard``.
+    """Give ``model`` the sizes of a shrunk checkpoint, without its values, which are loaded in parts, after ``fully_shard``.
 
     sizes: {prefix + name: a tensor, its shape, or what ``torch.distributed.checkpoint`` keeps about it}, as in
     ``FileSystemReader(folder).read_metadata().state_dict_metadata``; other entries are left out. model: as for

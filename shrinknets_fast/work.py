@@ -37,8 +37,9 @@ class Prepared(Protocol):
 Kind = Callable[[Any, Companions, Plan], Prepared]
 
 
-def prepare(reading: Reading, companions: Companions, make: Callable[[], Plan], kind: Kind) -> Prepared:
-    """The :class:`Work`, or another ``kind`` of it, of the plan that ``make()`` gives, of which the model has been shown to survive it.
+def prepare(reading: Reading, companions: Companions, make: Callable[[], Plan], kind: Kind | None = None) -> Prepared:
+    """The :class:`Work`, or another ``kind`` of it, of the plan that ``make()`` gives, of which the model has been shown to
+    survive it.
 
     Hubs at whose removal its forward breaks stay from now on. Raises ShrinkError, with nothing changed, for what cannot follow.
     """
@@ -52,7 +53,7 @@ def prepare(reading: Reading, companions: Companions, make: Callable[[], Plan], 
             plan = make()
         else:
             break
-    return kind(reading, companions, plan)
+    return (kind or Work)(reading, companions, plan)
 
 
 class Work:

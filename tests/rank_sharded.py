@@ -1,4 +1,4 @@
-"""Two processes share the parts of one model (fully_shard): each case is called by both; test_sharded.py compares with one process."""
+"""Ranks share the parts of one model (fully_shard): each case is called by all; test_sharded.py compares with one process."""
 
 import warnings
 
@@ -232,33 +232,33 @@ def step_on(model, x, y, optimizer):
     optimizer.zero_grad()
 
 
-def checkpoint(folder):
-    """Train, save the parts, and go on: the state then. Resumed from the parts by test_sharded, on another number of ranks too."""
+def checkpoint(saved):
+    """Train, save the parts, and go on: the state then. resume() starts from the parts."""
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.state_dict import get_state_dict
 
     model, x, y, optimizer, gc = setting_in_shards()
     losses, removed = train_on(model, x, y, optimizer, gc, 0, 12)
     model_state, optimizer_state = get_state_dict(model, optimizer)
-    dcp.save({"model": model_state, "optimizer": optimizer_state, "gc": gc.state_dict()}, checkpoint_id=folder)
+    dcp.save({"model": model_state, "optimizer": optimizer_state, "gc": gc.state_dict()}, checkpoint_id=saved)
     more, removed_later = train_on(model, x, y, optimizer, gc, 12, 24)
     state = whole_state(model, optimizer, more, [])
     return {**state, "removed": [removed, removed_later]}
 
 
-def resume(folder):
+def resume(saved):
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
     model, x, y = made(Perceptron)
-    sizes = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
+    sizes = dcp.FileSystemReader(saved).read_metadata().state_dict_metadata
     sn.resize(model, sizes, prefix="model.")
     shard(model)
     optimizer = adam(model)
     gc = sn.GarbageCollector(model, x[:4], optimizers=optimizer)
     model_state, optimizer_state = get_state_dict(model, optimizer)
     state = {"model": model_state, "optimizer": optimizer_state, "gc": gc.state_dict()}
-    dcp.load(state, checkpoint_id=folder)
+    dcp.load(state, checkpoint_id=saved)
     set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
     gc.load_state_dict(state["gc"])
     more, removed = train_on(model, x, y, optimizer, gc, 12, 24)

@@ -129,11 +129,11 @@ def test_compiled_code_lets_go(more_outcomes):
 @pytest.mark.slow
 def test_a_checkpoint_of_parts_is_resumed_on_any_number_of_ranks(tmp_path):
     folder = str(tmp_path / "checkpoint")
-    (saved,) = run_ranks(["checkpoint"], tmp_path / "saved", 200, 2, folder=folder).values()
+    (saved,) = run_ranks(["checkpoint"], tmp_path / "saved", 200, 2, saved=folder).values()
     straight = saved.good()[0]
     assert all(len(removed) >= 3 for removed in straight["removed"])
     for world in (2, 1):
-        (resumed,) = run_ranks(["resume"], tmp_path / f"resumed{world}", 200, world, folder=folder).values()
+        (resumed,) = run_ranks(["resume"], tmp_path / f"resumed{world}", 200, world, saved=folder).values()
         for found in resumed.good():
             assert found["removed"][1] == straight["removed"][1]
             assert gap(found["model"], straight["model"]) <= TOLERANCE

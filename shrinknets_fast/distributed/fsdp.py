@@ -81,7 +81,7 @@ def units(model: nn.Module) -> list[Any]:
 
 def groups(model: nn.Module) -> list[Any]:
     """The parameter groups of all units: what one communication gathers."""
-    found = []
+    found: list[Any] = []
     for unit in units(model):
         state = unit._get_fsdp_state()
         several = getattr(state, "_fsdp_param_groups", None)
@@ -149,10 +149,16 @@ def check_internals(p: Any) -> None:
 def check_idle(model: nn.Module) -> None:
     """Raises ShrinkError where gradients wait that no rank has averaged: they are whole, and would be of another size."""
     for group in groups(model):
-        waiting = [p for p in group.fsdp_params if getattr(p, "unsharded_accumulated_grad", None) is not None]
-        if waiting or getattr(group, "_partial_reduce_output", None) is not None:
+        if any(map(is_waiting, group.fsdp_params)) or getattr(group, "_partial_reduce_output", None) is not None:
             what = "gradients wait that were not reduced (set_requires_gradient_sync(False))"
             raise ShrinkError(f"GarbageCollector: {what}; collect after a backward that reduces them")
+
+
+def is_waiting(p: Any) -> bool:
+    whole = getattr(getattr(p, "_unsharded_param", None), "grad", None)
+    return (
+        whole is not None or getattr(p, "unsharded_accumulated_grad", None) is not None
+    )  # the latter up to torch 2.14
 
 
 def mesh_of(model: nn.Module) -> Any:

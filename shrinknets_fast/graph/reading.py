@@ -49,7 +49,7 @@ class Reading:
         self.model = model
         self._copies = copies
         self.filters = {id(m.theta): (name, m.theta) for name, m in reversed(named_filters(model).items())}
-        self.thetas = [theta for _, theta in self.filters.values()]
+        self.thetas: list[torch.Tensor] = [theta for _, theta in self.filters.values()]
         self._holders = [(m, m.theta) for m in named_filters(model).values()]
         self.watch = Watch(self.filters, copies)
         names = {key: name for key, (name, _) in self.filters.items()}
