@@ -94,6 +94,8 @@ def path_of(op: Literal["linear", "conv"], device: str, layer: Layer, path: Path
         path = checked(FORCED, VARIABLE)
     if torch.compiler.is_compiling():  # sizes may be symbols, which have no hash
         return "fold" if torch.compiler.is_exporting() else path or by_rules(op, device, layer)
+    if torch.jit.is_tracing():
+        return "fold"
     return path or remembered(op, device, layer)
 
 

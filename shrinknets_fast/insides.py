@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch._C import DisableTorchFunctionSubclass
+from torch._decomp import register_decomposition
 from torch._ops import OpOverload, OpOverloadPacket
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.modules._functions import SyncBatchNorm as SyncBatchNormFunction
@@ -41,6 +42,7 @@ __all__ = [
     "is_wrapped",
     "pytree",
     "register_comm_hook",
+    "register_decomposition",
     "transforms_active",
     "users_of",
 ]
