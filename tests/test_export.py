@@ -1,4 +1,4 @@
-"""What fold_filters gives goes through torch.export, ONNX, AOTInductor and quantization, and computes what the trained model does.
+"""What fold_filters gives, exported, compiled ahead of time or quantized, computes what the trained model does.
 
 ONNX needs what ``pip install '.[export]'`` brings, torchao is in ``sweep``.
 """

@@ -12,7 +12,7 @@ from ..insides import function_modes_active, transforms_active
 
 
 def eager() -> bool:
-    """Nobody is looking: ``torch.compile``, ``torch.export``, ``torch.jit``, a transform of ``torch.func``, a mode for functions."""
+    """Nobody is looking: not ``torch.compile``, ``torch.export``, ``torch.jit``, a transform of ``torch.func`` or a mode."""
     if torch.compiler.is_compiling() or transforms_active() or torch.jit.is_tracing():
         return False
     return not function_modes_active()
