@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from ..insides import function_modes_active, transforms_active
+from ..insides import function_modes_active, is_tracing, transforms_active
 
 
 def eager() -> bool:
     """Nobody is looking: not ``torch.compile``, ``torch.export``, ``torch.jit``, a transform of ``torch.func`` or a mode."""
-    if torch.compiler.is_compiling() or transforms_active() or torch.jit.is_tracing():
+    if torch.compiler.is_compiling() or transforms_active() or is_tracing():
         return False
     return not function_modes_active()
 
@@ -83,7 +83,7 @@ def applied(function: Any, written_out: Callable[..., Any] | None = None) -> Cal
     def call(*inputs: Any) -> Any:
         if eager():
             return quick.apply(*inputs)
-        if written_out is not None and not torch.compiler.is_compiling() and torch.jit.is_tracing():
+        if written_out is not None and not torch.compiler.is_compiling() and is_tracing():
             return written_out(*inputs)
         return function.apply(*inputs)
 
