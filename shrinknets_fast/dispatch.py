@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from .errors import ShrinkError
+from .insides import is_tracing
 from .ops.checks import IN_TRITON
 
 Path = Literal["fold", "epilogue", "triton", "reference"]
@@ -94,6 +95,8 @@ def path_of(op: Literal["linear", "conv"], device: str, layer: Layer, path: Path
         path = checked(FORCED, VARIABLE)
     if torch.compiler.is_compiling():  # sizes may be symbols, which have no hash
         return "fold" if torch.compiler.is_exporting() else path or by_rules(op, device, layer)
+    if is_tracing():
+        return "fold"
     return path or remembered(op, device, layer)
 
 

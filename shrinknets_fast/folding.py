@@ -71,8 +71,7 @@ def fold_filters(
         gc.collect()
         collect_constants(gc._reading, gc._companions)
     for gated in [m for m in plain.modules() if isinstance(m, Gated)]:
-        closed = not bool(gated.gate.alive.any())
-        left = nothing() if closed else nn.Sequential(gated[0], gated.gate)
+        left = nothing() if gated.vanished else nn.Sequential(gated[0], gated.gate)
         replace(plain, gated, left.train(gated.training))
     for module in named_filters(plain).values():
         new = folded(module)

@@ -82,7 +82,7 @@ def filtered_linear(
     flips = relu and weight.dtype.itemsize == 2
     wide = theta.dtype == torch.float64 or bias is not None and bias.dtype == torch.float64
     barred = wide or truncates(kind, dtype or input.dtype)
-    layer = Layer(input.shape[:-1].numel(), columns, features, dtype or input.dtype, flips, barred)
+    layer = Layer(math.prod(input.shape[:-1]), columns, features, dtype or input.dtype, flips, barred)
     path = path_of("linear", kind, layer, path)
     if path == "fold":
         output = folded_linear(input, weight, bias, theta, dtype, layer.light)

@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 from torch._C import DisableTorchFunctionSubclass
+from torch._decomp import register_decomposition
 from torch._ops import OpOverload, OpOverloadPacket
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.jit._trace import is_tracing
 from torch.nn.modules._functions import SyncBatchNorm as SyncBatchNormFunction
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.nn.modules.batchnorm import _NormBase as NormBase
@@ -39,9 +41,11 @@ __all__ = [
     "TorchDispatchMode",
     "disable_current_modes",
     "function_modes_active",
+    "is_tracing",
     "is_wrapped",
     "pytree",
     "register_comm_hook",
+    "register_decomposition",
     "transforms_active",
     "users_of",
 ]

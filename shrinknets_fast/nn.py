@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, cast
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypedDict, Unpack, cast
 
 import torch
 from torch import nn
@@ -102,6 +102,11 @@ class FilterBase(Layer):
         super().reset_parameters()
         if "theta" in self._parameters and self.owns_theta:  # torch.nn's constructors call this before theta exists
             self.reset_theta()
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        """torch.jit.script asks first."""
+        kind = type(self).__name__
+        raise ShrinkError(f"{kind} cannot be compiled by torch.jit.script; script what fold_filters(model) gives")
 
     def extra_repr(self) -> str:
         with unfolded():  # which parts are sharded, say, cannot be read otherwise

@@ -180,6 +180,7 @@ def test_a_closed_branch_that_changes_its_inputs_shape_stays():
     assert branches == [m[0] for m in gated]
     torch.testing.assert_close(model(x), before)
     assert {id(p) for group in optimizer.param_groups for p in group["params"]} == {id(p) for p in model.parameters()}
+    torch.testing.assert_close(sn.fold_filters(model)(x), before)
 
 
 class Trunk(nn.Module):

@@ -63,6 +63,10 @@ def test_summary(summary):
     assert summary["arguments"]["lam"] == 2e-2 and summary["arguments"]["filter_lr"] == 1e-2
     assert summary["versions"]["torch"]
     assert summary["interrupted"] is False
+    assert {batch: set(ms) for batch, ms in summary["latency_ms"].items()} == {
+        "batch 1": {"before", "after"},
+        "batch 64": {"before", "after"},
+    }
 
 
 def test_history_has_a_row_per_epoch_and_per_collection(rows, summary):
@@ -143,7 +147,16 @@ def test_plain_program_runs_without_the_package(out, last, tmp_path):
 def test_a_table_for_people_ends_the_run(tmp_path, capsys):
     assert main(["train", *QUICK, "--epochs", "1", "--out", str(tmp_path)]) == 0
     shown = capsys.readouterr()
-    for word in ("hidden1", "hidden2", "parameters", "test accuracy", "collections", "history.png", "plain.pt2"):
+    for word in (
+        "hidden1",
+        "hidden2",
+        "parameters",
+        "test accuracy",
+        "collections",
+        "history.png",
+        "plain.pt2",
+        "batch 64",
+    ):
         assert word in shown.out
     for word in ("loss", "accuracy", "alive", "ms/step"):
         assert word in shown.err

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from ..insides import function_modes_active, transforms_active
+from ..insides import function_modes_active, is_tracing, transforms_active
 
 
 def eager() -> bool:
-    """Neither ``torch.compile`` nor ``torch.export`` nor a transform of ``torch.func`` nor a mode for functions is looking."""
-    if torch.compiler.is_compiling() or transforms_active():
+    """Nobody is looking: not ``torch.compile``, ``torch.export``, ``torch.jit``, a transform of ``torch.func`` or a mode."""
+    if torch.compiler.is_compiling() or transforms_active() or is_tracing():
         return False
     return not function_modes_active()
 
@@ -66,10 +66,11 @@ def direct(function: Any) -> Any:
     return type(function.__name__, (torch.autograd.Function,), methods)
 
 
-def applied(function: Any) -> Callable[..., Any]:
+def applied(function: Any, written_out: Callable[..., Any] | None = None) -> Callable[..., Any]:
     """A call of ``function``, written with ``setup_context``, without the binding of a signature at each call: 14 us.
 
-    ``torch.func``'s transforms, ``torch.compile`` and ``torch.export`` get ``function`` itself.
+    ``torch.func``'s transforms, ``torch.compile`` and ``torch.export`` get ``function`` itself; a trace by ``torch.jit``, which
+    cannot save it, ``written_out``: the same in torch's own operations.
     """
 
     def forward(ctx: Any, *inputs: Any) -> Any:
@@ -78,4 +79,12 @@ def applied(function: Any) -> Callable[..., Any]:
         return output
 
     quick = direct(type(function.__name__, (), {"forward": forward, "backward": staticmethod(function.backward)}))
-    return lambda *inputs: (quick if eager() else function).apply(*inputs)
+
+    def call(*inputs: Any) -> Any:
+        if eager():
+            return quick.apply(*inputs)
+        if written_out is not None and not torch.compiler.is_compiling() and is_tracing():
+            return written_out(*inputs)
+        return function.apply(*inputs)
+
+    return call

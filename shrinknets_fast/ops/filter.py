@@ -20,10 +20,12 @@ from typing import Any
 
 import torch
 
+from ..insides import register_decomposition
+from ..reference import scaled, widest
 from .autograd import applied, once
 from .checks import check_dtype, check_like, check_same_device, check_vector
 
-_filter = torch.ops.shrinknets_fast.filter
+_filter = torch.ops.shrinknets_fast.filter.default
 _filter_backward = torch.ops.shrinknets_fast.filter_backward
 
 
@@ -56,6 +58,13 @@ def check(op: str, x: torch.Tensor, theta: torch.Tensor, dim: int) -> None:
     check_vector(op, "theta", theta, x.shape[dim], f"dimension {dim % ndim} of x {shape}")
 
 
+@register_decomposition(_filter)
+def written_out(x: torch.Tensor, theta: torch.Tensor, dim: int = 1, relu: bool = False) -> torch.Tensor:
+    """In torch's own operations: for ONNX, and for TorchScript."""
+    y = scaled(x, theta, dim, widest(x, theta)).to(x.dtype).view_as(x)  # which a theta that does not fit had broadcast
+    return torch.relu(y) if relu else y
+
+
 class Filter(torch.autograd.Function):
     generate_vmap_rule = True  # by a loop over the samples
 
@@ -75,7 +84,7 @@ class Filter(torch.autograd.Function):
         return dx, dtheta, None, None
 
 
-_apply = applied(Filter)
+_apply = applied(Filter, written_out)
 
 
 def filter(x: torch.Tensor, theta: torch.Tensor, dim: int = 1, relu: bool = False) -> torch.Tensor:

@@ -21,6 +21,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from ..insides import register_decomposition
+from ..reference import scaled, widest
 from .autograd import applied, direct, eager, once
 from .checks import check_dtype, check_like, check_same_device, check_vector
 
@@ -68,6 +70,16 @@ def check(op: str, weight: torch.Tensor, bias: torch.Tensor | None, theta: torch
             check_vector(op, name, vector, weight.shape[0], f"weight {tuple(weight.shape)}")
 
 
+@register_decomposition(_fold)
+def written_out(
+    weight: torch.Tensor, bias: torch.Tensor | None, theta: torch.Tensor, dtype: torch.dtype | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """In torch's own operations: for ONNX, and for TorchScript."""
+    dtype, wide = dtype or weight.dtype, widest(weight, bias, theta)
+    folded = scaled(weight, theta, 0, wide).to(dtype)
+    return folded, folded.new_empty(0) if bias is None else scaled(bias, theta, 0, wide).to(dtype)
+
+
 class Fold(torch.autograd.Function):
     generate_vmap_rule = True  # by a loop over the samples
 
@@ -95,7 +107,7 @@ class Fold(torch.autograd.Function):
         return dweight, None if bias is None else dbias, dtheta, None
 
 
-_apply = applied(Fold)
+_apply = applied(Fold, written_out)
 
 
 def fold(

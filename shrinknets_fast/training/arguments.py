@@ -22,7 +22,7 @@ models:
 """
 EPILOG = """\
 written to OUT:
-  summary.json   test accuracy, sizes, parameters, time, arguments and versions
+  summary.json   test accuracy, sizes, parameters, time, latency, arguments and versions
   history.jsonl  one row per epoch and one per collection ("kind" says which)
   history.png    features per layer and the loss over the steps, collections marked
   plain.pt2      the folded network as a torch.export program for any batch size; loads without this package

@@ -9,6 +9,7 @@ from ..errors import ShrinkError
 from . import files, picture, plain, report
 from .arguments import with_defaults
 from .data import load
+from .latency import latency
 from .loop import Trainer
 from .models import build, weight_count
 from .progress import Interrupt, Progress
@@ -90,6 +91,7 @@ def finish(trainer, figure_class, out, parameters_before, interrupted):
     network = plain.export(trainer.model, images, out / "plain.pt2")
     difference = plain.max_abs_diff(trainer.model, out / "plain.pt2", images)
     summary = report.summarise(trainer, network, difference, parameters_before, interrupted)
+    summary["latency_ms"] = latency(trainer.arguments, images.shape[1:], network, images.device)
     picture.draw(figure_class, trainer.history, summary, out / "history.png")
     files.replace_text(out / "summary.json", json.dumps(summary, indent=2) + "\n")
     return summary

@@ -34,12 +34,15 @@ def table(summary, out):
         lines.append(f"{name:<12}{before:>12,}{after:>12,}{1 - after / before:>10.1%}")
     stopped = ", stopped by Ctrl-C" if summary["interrupted"] else ""
     effort = f"{summary['epochs']} epochs in {summary['seconds']:.1f} s with {summary['collections']} collections"
+    latency = summary["latency_ms"].items()
+    times = ", ".join(f"{batch} {ms['before']:.3g} ms before, {ms['after']:.3g} ms after" for batch, ms in latency)
     return "\n".join(
         [
             "",
             *lines,
             "",
             f"test accuracy {summary['test_accuracy']:.2%} after {effort}{stopped}",
+            f"a forward pass of the plain network: {times}",
             f"plain.pt2 and the trained network differ by {summary['plain_max_abs_diff']:.1e} at most",
             f"look at {out}/history.png; beside it: summary.json, history.jsonl, plain.pt2, last.pt",
         ]
