@@ -25,12 +25,15 @@ from .graph.explain import explain
 from .graph.plan import Plan
 from .graph.reading import Reading
 from .graph.trace import Inputs, checked_inputs
+from .insides import never_compiled
 from .interrupts import uninterrupted
 from .memory import trim
-from .pace import Pace
+from .pace import Pace, rung
 from .work import prepare
 
 __all__ = ["Collection", "GarbageCollector"]
+
+GRAPHS = 6  # of a compiled model: dynamo keeps 8
 
 
 class GarbageCollector:
@@ -43,7 +46,9 @@ class GarbageCollector:
 
     align: sizes stay multiples of it where the dead allow (None: 8 for half types on CUDA, else 1). every: steps between
     looks. min_dead: ``step()`` collects once this fraction of a hub is newly dead. removal: the random share of the dead that
-    a collection removes; seed: for that choice.
+    a collection removes; seed: for that choice. max_graphs: each size of a compiled model costs a graph, so ``step()`` waits
+    for so large a share of all features that 95% of them leave within this many graphs (None: 6 where the model is compiled,
+    else it does not wait). What is dead by the end of the training leaves by ``collect()``.
 
     follow: copies that shrink with the model (EMA copies): modules, dicts by name, or lists in the order of
     ``model.parameters()``. Dicts lose the entries of a branch that leaves; with lists every branch stays. follow_dead: "wait"
@@ -65,16 +70,18 @@ class GarbageCollector:
         min_dead: float = 0.05,
         removal: float = 1.0,
         seed: int | None = None,
+        max_graphs: int | None = None,
         follow: Follow = (),
         follow_dead: Literal["wait", "drop"] = "wait",
     ) -> None:
-        self._compiled = Compiled(model)
+        given = model
         self._around = Around(model, lambda: self._reading.watch, self._facts)
         self.model = model = self._around.module
         self.every = checked_count("every", every)
         self.align = checked_count("align", default_align(model) if align is None else align)
         self.min_dead = checked_share("min_dead", min_dead, smallest_allowed=True)
         self.removal = checked_share("removal", removal, smallest_allowed=False)
+        self.max_graphs = None if max_graphs is None else checked_count("max_graphs", max_graphs, least=2)
         args, kwargs = checked_inputs(model, example_inputs, example_kwargs)
         self._companions = Companions(model, optimizers, follow, follow_dead)
         self.optimizers = tuple(followed.optimizer for followed in self._companions.optimizers)
@@ -85,9 +92,11 @@ class GarbageCollector:
         self._generator = torch.Generator()
         if seed is not None:
             self._generator.manual_seed(seed)
+        self._compiled = Compiled(given, self._companions.optimizers)
         self._pace = Pace()
         self._callbacks: OrderedDict[int, Callable[[str, torch.Tensor], object]] = OrderedDict()
 
+    @never_compiled
     def plan(self) -> Plan:
         """What a collection would remove now. Changes nothing."""
         self._reading.check()
@@ -95,6 +104,7 @@ class GarbageCollector:
         plan = self._plan(dead, self._generator.clone_state())
         return dataclasses.replace(plan, branches=tuple(self._closing.due(dead)))
 
+    @never_compiled
     def collect(self) -> Collection:
         """Remove whatever is dead now (a random share if ``removal`` < 1); returns a :class:`Collection`."""
         start = time.perf_counter()
@@ -118,13 +128,18 @@ class GarbageCollector:
         left = self._reading.stay_dead(dead, work.plan)
         with uninterrupted():
             moved, freed = work.commit()
+            graphs = None
             if work.plan or branches:
                 self._around.wrappers.rebuild()
+                graphs = self._compiled.changed()
         self._pace.seen = left
+        if graphs:
+            warn(graphs)
         if work.plan:
             self._tell(work.plan)
         return Collection(work.plan.removed, moved, freed, (time.perf_counter() - start) * 1e3, branches)
 
+    @never_compiled
     def step(self) -> Collection | None:
         """Call after ``optimizer.step()``: collects when due and returns the :class:`Collection`, else None.
 
@@ -143,6 +158,9 @@ class GarbageCollector:
             if self._pace.is_long(self.every):
                 self._companions.warn_of_waiting(self._reading.filters, self.min_dead)
         if counts is None or not self._pace.is_enough(counts, self.min_dead):
+            return None
+        graphs = self.max_graphs or (GRAPHS if self._compiled.is_known() else None)
+        if graphs and not self._pace.is_share(counts, rung(graphs)):
             return None
         collection = self.collect()
         return collection if collection.removed or collection.branches else None
@@ -182,7 +200,7 @@ class GarbageCollector:
 
     def _facts(self) -> Facts:
         """What has to be the same on all ranks, beside thetas."""
-        options = {name: getattr(self, name) for name in ("every", "align", "min_dead", "removal")}
+        options = {name: getattr(self, name) for name in ("every", "align", "min_dead", "removal", "max_graphs")}
         return facts_about(self._reading.network, {**options, **self.state_dict()})
 
     def _plan(self, dead: Mapping[int, torch.Tensor], generator: torch.Generator) -> Plan:
@@ -192,7 +210,6 @@ class GarbageCollector:
         """Whoever has to know that the model has shrunk."""
         for name in plan.padded:
             warn(f"{name}: all its features are dead; one stays as padding")
-        self._compiled.reset()
         for callback in list(self._callbacks.values()):
             for hub in plan.hubs:
                 if hub.removed:
