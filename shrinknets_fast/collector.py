@@ -96,17 +96,23 @@ class GarbageCollector:
         self._pace = Pace()
         self._callbacks: OrderedDict[int, Callable[[str, torch.Tensor], object]] = OrderedDict()
 
-    @never_compiled
     def plan(self) -> Plan:
         """What a collection would remove now. Changes nothing."""
+        return self._planned()
+
+    @never_compiled
+    def _planned(self) -> Plan:
         self._reading.check()
         dead = self._reading.watch.masks()
         plan = self._plan(dead, self._generator.clone_state())
         return dataclasses.replace(plan, branches=tuple(self._closing.due(dead)))
 
-    @never_compiled
     def collect(self) -> Collection:
         """Remove whatever is dead now (a random share if ``removal`` < 1); returns a :class:`Collection`."""
+        return self._collected()
+
+    @never_compiled
+    def _collected(self) -> Collection:
         start = time.perf_counter()
         ranks = self._around.ranks(search=True)
         with contextlib.ExitStack() as undo:  # the branches that left come back if the rest is refused
@@ -139,7 +145,6 @@ class GarbageCollector:
             self._tell(work.plan)
         return Collection(work.plan.removed, moved, freed, (time.perf_counter() - start) * 1e3, branches)
 
-    @never_compiled
     def step(self) -> Collection | None:
         """Call after ``optimizer.step()``: collects when due and returns the :class:`Collection`, else None.
 
@@ -149,6 +154,10 @@ class GarbageCollector:
         Raises ShrinkError naming the parameter if a theta is not finite, if a gradient has a stale shape, or, on all ranks, if
         a theta is not the same on all of them.
         """
+        return self._stepped()
+
+    @never_compiled
+    def _stepped(self) -> Collection | None:
         self._pace.steps += 1
         ranks = self._around.ranks()
         counts = ranks.counts()  # of an earlier look, on CUDA
