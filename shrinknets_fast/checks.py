@@ -68,9 +68,9 @@ def default_align(model: nn.Module) -> int:
     return 8 if any(p.is_cuda and p.dtype in half for p in model.parameters()) else 1
 
 
-def checked_count(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ShrinkError(f"GarbageCollector: {name} is {value!r}, expected an integer of at least 1")
+def checked_count(name: str, value: int, least: int = 1) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ShrinkError(f"GarbageCollector: {name} is {value!r}, expected an integer of at least {least}")
     return value
 
 

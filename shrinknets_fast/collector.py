@@ -24,13 +24,16 @@ from .errors import warn
 from .graph.explain import explain
 from .graph.plan import Plan
 from .graph.trace import Inputs, checked_inputs
+from .insides import never_compiled
 from .interrupts import uninterrupted
 from .memory import trim
-from .pace import Pace
+from .pace import Pace, rung
 from .sharded import is_sharded
 from .work import prepare
 
 __all__ = ["Collection", "GarbageCollector"]
+
+GRAPHS = 6  # of a compiled model: dynamo keeps 8
 
 
 class GarbageCollector:
@@ -43,7 +46,9 @@ class GarbageCollector:
 
     align: sizes stay multiples of it where the dead allow (None: 8 for half types on CUDA, else 1). every: steps between
     looks. min_dead: ``step()`` collects once this fraction of a hub is newly dead. removal: the random share of the dead that
-    a collection removes; seed: for that choice.
+    a collection removes; seed: for that choice. max_graphs: each size of a compiled model costs a graph, so ``step()`` waits
+    for so large a share of all features that 95% of them leave within this many graphs (None: 6 where the model is compiled,
+    else it does not wait). What is dead by the end of the training leaves by ``collect()``.
 
     follow: copies that shrink with the model (EMA copies): modules, dicts by name, or lists in the order of
     ``model.parameters()``. Dicts lose the entries of a branch that leaves; with lists every branch stays. follow_dead: "wait"
@@ -65,16 +70,18 @@ class GarbageCollector:
         min_dead: float = 0.05,
         removal: float = 1.0,
         seed: int | None = None,
+        max_graphs: int | None = None,
         follow: Follow = (),
         follow_dead: Literal["wait", "drop"] = "wait",
     ) -> None:
-        self._compiled = Compiled(model)
+        given = model
         self._around = Around(model, lambda: self._reading.watch, self._facts)
         self.model = model = self._around.module
         self.every = checked_count("every", every)
         self.align = checked_count("align", default_align(model) if align is None else align)
         self.min_dead = checked_share("min_dead", min_dead, smallest_allowed=True)
         self.removal = checked_share("removal", removal, smallest_allowed=False)
+        self.max_graphs = None if max_graphs is None else checked_count("max_graphs", max_graphs, least=2)
         args, kwargs = checked_inputs(self._around.whole, example_inputs, example_kwargs)
         self._companions = Companions(model, optimizers, follow, follow_dead)
         self.optimizers = tuple(followed.optimizer for followed in self._companions.optimizers)
@@ -85,11 +92,16 @@ class GarbageCollector:
         self._generator = torch.Generator()
         if seed is not None:
             self._generator.manual_seed(seed)
+        self._compiled = Compiled(given, self._companions.optimizers)
         self._pace = Pace()
         self._callbacks: OrderedDict[int, Callable[[str, torch.Tensor], object]] = OrderedDict()
 
     def plan(self) -> Plan:
         """What a collection would remove now. Changes nothing."""
+        return self._planned()
+
+    @never_compiled
+    def _planned(self) -> Plan:
         self._reading.check()
         dead = self._reading.watch.masks()
         plan = self._plan(dead, self._generator.clone_state())
@@ -97,6 +109,10 @@ class GarbageCollector:
 
     def collect(self) -> Collection:
         """Remove whatever is dead now (a random share if ``removal`` < 1); returns a :class:`Collection`."""
+        return self._collected()
+
+    @never_compiled
+    def _collected(self) -> Collection:
         start = time.perf_counter()
         ranks = self._around.ranks(search=True)
         with contextlib.ExitStack() as undo:  # the branches that left come back if the rest is refused
@@ -120,9 +136,13 @@ class GarbageCollector:
         left = self._reading.stay_dead(dead, work.plan)
         with uninterrupted():
             moved, freed = work.commit()
+            graphs = None
             if work.plan or branches:
                 self._around.wrappers.rebuild()
+                graphs = self._compiled.changed()
         self._pace.seen = left
+        if graphs:
+            warn(graphs)
         if work.plan:
             self._tell(work.plan)
         return Collection(work.plan.removed, moved, freed, (time.perf_counter() - start) * 1e3, branches)
@@ -136,6 +156,10 @@ class GarbageCollector:
         Raises ShrinkError naming the parameter if a theta is not finite, if a gradient has a stale shape, or, on all ranks, if
         a theta is not the same on all of them.
         """
+        return self._stepped()
+
+    @never_compiled
+    def _stepped(self) -> Collection | None:
         self._pace.steps += 1
         ranks = self._around.ranks()
         counts = ranks.counts()  # of an earlier look, on CUDA
@@ -145,6 +169,9 @@ class GarbageCollector:
             if self._pace.is_long(self.every):
                 self._companions.warn_of_waiting(self._reading.filters, self.min_dead)
         if counts is None or not self._pace.is_enough(counts, self.min_dead):
+            return None
+        graphs = self.max_graphs or (GRAPHS if self._compiled.is_known() else None)
+        if graphs and not self._pace.is_share(counts, rung(graphs)):
             return None
         collection = self.collect()
         return collection if collection.removed or collection.branches else None
@@ -184,7 +211,7 @@ class GarbageCollector:
 
     def _facts(self) -> Facts:
         """What has to be the same on all ranks, beside thetas."""
-        options = {name: getattr(self, name) for name in ("every", "align", "min_dead", "removal")}
+        options = {name: getattr(self, name) for name in ("every", "align", "min_dead", "removal", "max_graphs")}
         return facts_about(self._reading.network, {**options, **self.state_dict()})
 
     def _plan(self, dead: Mapping[int, torch.Tensor], generator: torch.Generator) -> Plan:
@@ -194,7 +221,6 @@ class GarbageCollector:
         """Whoever has to know that the model has shrunk."""
         for name in plan.padded:
             warn(f"{name}: all its features are dead; one stays as padding")
-        self._compiled.reset()
         for callback in list(self._callbacks.values()):
             for hub in plan.hubs:
                 if hub.removed:

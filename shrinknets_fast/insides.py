@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -42,8 +43,11 @@ __all__ = [
     "disable_current_modes",
     "function_modes_active",
     "is_tracing",
+    "graphs_compiled",
     "is_wrapped",
+    "never_compiled",
     "pytree",
+    "recompile_limit",
     "register_comm_hook",
     "register_decomposition",
     "transforms_active",
@@ -105,6 +109,25 @@ ATTRIBUTES: dict[str, Callable[[], Any]] = {
 
 
 ATTRIBUTES |= dict.fromkeys(HOOKS, nn.Module)
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def never_compiled(function: Function) -> Function:
+    """``function``, which runs as it is where compiled code calls it. torch.compiler.disable imports dynamo at once: seconds."""
+    private: Any = torch
+    return private._disable_dynamo(function)
+
+
+def graphs_compiled() -> int:
+    """How many graphs torch.compile has made in this process."""
+    dynamo: Any = sys.modules.get("torch._dynamo")  # without it there are none
+    return dynamo.utils.counters["stats"]["unique_graphs"] if dynamo else 0
+
+
+def recompile_limit() -> int:
+    """How many graphs of one function dynamo keeps; at the next size it runs uncompiled."""
+    dynamo: Any = sys.modules.get("torch._dynamo")
+    return dynamo.config.recompile_limit if dynamo else 8
 
 
 def transforms_active() -> bool:

@@ -7,6 +7,12 @@ from collections.abc import Mapping
 from .watch import Filters
 
 PATIENCE = 100  # looks between questions whether features wait for copies in vain
+LEFT = 0.05  # of the features, where a ladder of sizes ends
+
+
+def rung(graphs: int) -> float:
+    """The share of all features that has to be newly dead so that 95% of them leave within ``graphs - 1`` collections."""
+    return float(1 - LEFT ** (1 / (graphs - 1)))
 
 
 class Pace:
@@ -24,8 +30,15 @@ class Pace:
 
     def is_enough(self, counts: Mapping[int, tuple[int, int]], min_dead: float) -> bool:
         """Whether this fraction of some filter has died since. counts: {id(theta): (dead, all)}"""
-        new = ((dead - self.seen.get(key, 0), size) for key, (dead, size) in counts.items())
-        return any(count > 0 and count >= min_dead * size for count, size in new)
+        return any(count > 0 and count >= min_dead * size for count, size in self._new(counts))
+
+    def is_share(self, counts: Mapping[int, tuple[int, int]], share: float) -> bool:
+        """Whether this fraction of all filters' features together has."""
+        new = self._new(counts)
+        return sum(max(count, 0) for count, _ in new) >= share * sum(size for _, size in new)
+
+    def _new(self, counts: Mapping[int, tuple[int, int]]) -> list[tuple[int, int]]:
+        return [(dead - self.seen.get(key, 0), size) for key, (dead, size) in counts.items()]
 
     def seen_by_name(self, filters: Filters) -> dict[str, int]:
         return {name: self.seen[key] for key, (name, _) in filters.items() if key in self.seen}

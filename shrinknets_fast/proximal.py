@@ -13,6 +13,7 @@ from .companions.guard import Guard
 from .companions.optimizers import checked_optimizers
 from .errors import ShrinkError
 from .filters import HOW, thetas
+from .insides import never_compiled
 
 __all__ = ["ProximalL1"]
 
@@ -85,6 +86,7 @@ class ProximalL1:
         self._handle = optimizer.register_step_post_hook(self._after_step)
         self._guard: Guard | None = Guard([self._followed], self._thetas)
 
+    @never_compiled
     @torch.no_grad()
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         filters = {id(theta) for theta in self._thetas()}

@@ -172,7 +172,8 @@ def together(
     forward = torch.compile(wrapper, backend="aot_eager") if compiled == "outside" else wrapper
     if hook is not None:
         hook(wrapper)
-    gc = gc or sn.GarbageCollector(forward, x[:4], optimizers=optimizer, min_dead=min_dead)
+    pace = {"min_dead": min_dead, "max_graphs": 1000}  # compiled or not it collects when the one process does
+    gc = gc or sn.GarbageCollector(forward, x[:4], optimizers=optimizer, **pace)
     reducer, hooks = wrapper.reducer, list(wrapper._comm_hooks)
     parts = rank(), distributed.get_world_size()
     found = loop(

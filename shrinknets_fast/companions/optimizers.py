@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ..errors import ShrinkError
+from ..insides import never_compiled
 from .groups import note_emptied
 from .state import Layout, Member, dims_of, tensors_of
 
@@ -30,7 +31,8 @@ def checked_optimizers(optimizers: torch.optim.Optimizer | Iterable[torch.optim.
 class Followed:
     """An optimizer, or a wrapper around one: ``parts`` are itself and those inside, whose state and groups are followed alike.
 
-    layouts: {(dimensions of a parameter, path in its state): [Layout]}, as a trial finds out.
+    layouts: {(dimensions of a parameter, path in its state): [Layout]}, as a trial finds out. is_compiled: whether a step of it
+    has been, as far as :meth:`around_steps` is asked to look.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
@@ -45,6 +47,7 @@ class Followed:
                 raise ShrinkError(f"optimizers holds {type(part).__name__}, {why}; it cannot be shrunk")
         self.optimizer = optimizer
         self.layouts: dict[tuple[int, str], list[Layout]] = {}
+        self.is_compiled = False
 
     def parameters(self) -> list[torch.Tensor]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -156,9 +159,15 @@ def weakly(method: Callable[[Followed], None], followed: Followed) -> Callable[.
     """The optimizer does not keep the collector: one that is dropped does nothing more."""
     weak = weakref.WeakMethod(method)
 
-    def call(*args: Any) -> None:
+    @never_compiled
+    def call() -> None:
         method = weak()
         if method is not None:
             method(followed)
 
-    return call
+    def hook(*args: Any) -> None:
+        if torch.compiler.is_compiling():  # noted at each run of what is compiled
+            followed.is_compiled = True
+        call()
+
+    return hook

@@ -11,6 +11,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..errors import ShrinkError
+from ..insides import never_compiled
 
 # every parameter that a collection has resized -> the shapes that it had
 _shrunk = WeakTensorKeyDictionary()
@@ -43,6 +44,7 @@ def anything_shrank() -> bool:
     return _collections > 0
 
 
+@never_compiled
 def refuse_stale_state(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
     if _looked_at.get(optimizer) == _collections:
         return
