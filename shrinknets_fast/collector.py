@@ -98,6 +98,11 @@ class GarbageCollector:
         self._callbacks: OrderedDict[int, Callable[[str, torch.Tensor], object]] = OrderedDict()
         note_collector(model, self)
 
+    @property
+    def reading(self) -> Reading:
+        """The network as it is known to the collector; for :class:`Budget`."""
+        return self._reading
+
     def plan(self) -> Plan:
         """What a collection would remove now. Changes nothing."""
         self._reading.check()
