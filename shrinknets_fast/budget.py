@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -137,7 +137,7 @@ class Budget:
         self._ranking.protect(seen.dead(0 if holding else self._candidates))
         return None if self._reached else seen.value(self._candidates)
 
-    def _held(self) -> tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]]:
+    def _held(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """What :class:`Floors` asks before a step of an optimizer."""
         if self._ranking.is_stale(self._reading().filters):  # a collection came since
             self._look_at_thetas()

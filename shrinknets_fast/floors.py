@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+Tensors = list[torch.Tensor]
 FLOOR = 1e-3  # a feature as good as dead, which one step of a learning rate brings back
 
 
@@ -19,10 +20,10 @@ class Floors:
     a floor of -inf protects nothing. Nothing waits for the device.
     """
 
-    def __init__(self, ask: Callable[[], tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]]]) -> None:
+    def __init__(self, ask: Callable[[], tuple[Tensors, Tensors]]) -> None:
         self._ask = ask
         # id(optimizer) -> (thetas, what they do not fall below), during a step
-        self._during: dict[int, tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]]] = {}
+        self._during: dict[int, tuple[Tensors, Tensors]] = {}
         alive = weakref.ref(self)
 
         def before(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
@@ -40,11 +41,11 @@ class Floors:
     @torch.no_grad()
     def before_step(self, optimizer: torch.optim.Optimizer) -> None:
         thetas, floors = self._ask()
-        least = torch._foreach_minimum(thetas, floors) if thetas else []
+        least = list(torch._foreach_minimum(thetas, floors)) if thetas else []
         self._during[id(optimizer)] = thetas, least
 
     @torch.no_grad()
     def after_step(self, optimizer: torch.optim.Optimizer) -> None:
-        thetas, least = self._during.pop(id(optimizer), ((), ()))
+        thetas, least = self._during.pop(id(optimizer), ([], []))
         if thetas:
             torch._foreach_maximum_(thetas, least)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -70,7 +70,7 @@ class Ranking:
             len(self._free[key]) != theta.numel() for key, (_, theta) in filters.items()
         )
 
-    def floors(self, floor: float) -> tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]]:
+    def floors(self, floor: float) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """(thetas, their floors): ``floor`` for the protected, -inf for the others."""
         for key, (_, theta) in self._filters.items():
             if key not in self._floors or self._floors[key].device != theta.device:

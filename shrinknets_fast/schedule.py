@@ -17,8 +17,8 @@ class LambdaSchedule:
     """``.lam``, the weight of the penalty: rises linearly from 0 over ``warmup`` steps, then goes the way of ``shape``.
 
     "constant": stays at ``lam``, and is 0 from ``steps`` on, so that what is left trains without a penalty; "linear" and
-    "cosine": falls to 0 at ``steps``. Without ``steps`` only "constant" is possible. Call :meth:`step` once per training step, and
-    multiply :func:`penalty` by ``.lam`` or give it to ``ProximalL1.lam``. Raises ShrinkError for values that are none of these.
+    "cosine": falls to 0 at ``steps``. Without ``steps`` only "constant" is possible. Call :meth:`step` once per training step,
+    and multiply :func:`penalty` by ``.lam`` or give it to ``ProximalL1.lam``. Raises ShrinkError for any other value.
     """
 
     def __init__(self, lam: float, *, warmup: int = 0, steps: int | None = None, shape: Shape = "constant") -> None:
