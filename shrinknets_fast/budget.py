@@ -139,7 +139,7 @@ class Budget:
 
     def _held(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """What :class:`Floors` asks before a step of an optimizer."""
-        if self._ranking.is_stale(self._reading().filters):  # a collection came since
+        if self._ranking.is_stale():  # a collection came since
             self._look_at_thetas()
         return self._ranking.floors(FLOOR)
 

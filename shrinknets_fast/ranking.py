@@ -64,10 +64,10 @@ class Ranking:
         """free: {id(theta): mask} of what may die, or has."""
         self._free, self._floors = dict(free), {}
 
-    def is_stale(self, filters: Filters) -> bool:
-        """Whether sizes or filters have changed since."""
-        return self._free.keys() != filters.keys() or any(
-            len(self._free[key]) != theta.numel() for key, (_, theta) in filters.items()
+    def is_stale(self) -> bool:
+        """Whether sizes have changed since."""
+        return any(
+            key not in self._free or len(self._free[key]) != theta.numel() for key, (_, theta) in self._filters.items()
         )
 
     def floors(self, floor: float) -> tuple[list[torch.Tensor], list[torch.Tensor]]:

@@ -1,7 +1,7 @@
 """Does a budget end at the asked size, and is it as good there as a fixed lambda that ended there by itself?
 
-``python -m bench.paper.budget --data-dir ROOT``: for each seed a run with each fixed lambda, then one with ``sn.Budget`` to the size
-where that one ended, same epochs and batches; then the targets of a list. One row per run; what has a row is not run again.
+``python -m bench.paper.budget --data-dir ROOT``: for each seed a run with each fixed lambda, then one with ``sn.Budget`` to the
+size where that one ended, same epochs and batches; then the targets of a list. A row per run; what has one is not run again.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """Does removing a random share of the dead, instead of all of them at once, smooth the loss at collections?
 
-``python -m bench.paper.removal``: digits, for each ``removal=`` and seed one run; a row has, over its collections, the largest change of the
-loss of a fixed batch from just before to just after one (relative), and how much the training loss rises over the 10 steps that follow,
-against 10 steps before; the same rise at steps without a collection says what is noise.
+``python -m bench.paper.removal``: digits, for each ``removal=`` and seed one run. A row has, over its collections, the largest
+change of the loss of a fixed batch from just before to just after one (relative), and how much the training loss rises in the 10
+steps that follow, against the 10 before; the same rise at steps without a collection says what is noise.
 """
 
 import argparse
