@@ -22,7 +22,8 @@ from .wrapped import unwrapped
 
 __all__ = ["Budget"]
 
-GAIN = 0.1  # of log(lambda) per look: a hundred looks can find it within a factor of e^10
+GAIN = 0.1  # of log(lambda) per look, at least
+RANGE = 6  # of log(lambda) until the target is due, at least
 SOONEST = 5  # looks: nothing is asked to die faster than that
 
 
@@ -67,6 +68,7 @@ class Budget:
         self._warmup = checked_steps("Budget", "warmup", warmup, 0)
         self._due = checked_due(checked_steps("Budget", "steps", steps, 1), due, warmup)
         self._every = checked_steps("Budget", "every", every, 1)
+        self._gain = min(1.0, max(GAIN, RANGE * self._every / (self._due - self._warmup)))
         self.model = model = unwrapped(model)
         if not named_filters(model):
             raise ShrinkError(f"Budget: {type(model).__name__} has no filters; {HOW}")
@@ -122,7 +124,7 @@ class Budget:
         needed = theta / max(self._due - self._steps, SOONEST * self._every)
         fallen = (before - theta) / (self._steps - looked)
         scale = max(needed, abs(fallen))
-        self._log += GAIN * max(-1.0, min(1.0, (needed - fallen) / scale)) if scale else 0.0
+        self._log += self._gain * max(-1.0, min(1.0, (needed - fallen) / scale)) if scale else 0.0
 
     def _look_at_thetas(self) -> float | None:
         """Choose the candidates and protect the others. Returns the largest theta of the candidates, None without any."""
@@ -137,24 +139,19 @@ class Budget:
         self._ranking.protect(seen.dead(0 if holding else self._candidates))
         return None if self._reached else seen.value(self._candidates)
 
-    def _held(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """What :class:`Floors` asks before a step of an optimizer."""
-        if self._ranking.is_stale():  # a collection came since
+    def _held(self, ids: set[int]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """What :class:`Floors` asks before a step of an optimizer that has the parameters with these ids."""
+        if self._ranking.is_stale(ids):  # a collection came since
             self._look_at_thetas()
-        return self._ranking.floors(FLOOR)
+        return self._ranking.floors(FLOOR, ids)
 
     def _reading(self) -> Reading:
         """The model's collector knows it best; without one it is read here, and again where its sizes have changed."""
         collector = collector_of(self.model)
-        if collector is not None:
+        if collector is not None and is_current(collector.reading):
             self._own = None
             return collector.reading
-        if self._own is not None:
-            try:
-                self._own.check()
-            except ShrinkError:
-                self._own = None
-        if self._own is None:
+        if self._own is None or not is_current(self._own):
             self._own = Reading(self.model, *self._inputs)
         return self._own
 
@@ -185,6 +182,14 @@ class Budget:
         self._last = None if last is None else (int(last[0]), float(last[1]))
         self._steps, self._log, self._candidates = int(state["steps"]), float(state["log"]), int(state["candidates"])
         self._reached, self._warned = bool(state["reached"]), bool(state["warned"])
+
+
+def is_current(reading: Reading) -> bool:
+    try:
+        reading.check_tensors()
+    except ShrinkError:
+        return False
+    return True
 
 
 def one_target(targets: Mapping[str, float | None]) -> tuple[str, float]:

@@ -20,11 +20,11 @@ _all: weakref.WeakSet[Floors] = weakref.WeakSet()
 class Floors:
     """Around each step of every ``torch.optim`` optimizer: theta does not fall below min(its floor, what it was before).
 
-    So who sets a theta to zero between steps is obeyed. ask() -> (thetas, floors), two lists of tensors of the same shapes; a
-    floor of -inf protects nothing. A method, whose object is not kept alive. Nothing waits for the device.
+    So who sets a theta to zero between steps is obeyed. ask(ids) -> (thetas, floors) of those whose id is among them, two lists
+    of tensors of the same shapes; a floor of -inf protects nothing. A method, whose object is not kept alive.
     """
 
-    def __init__(self, ask: Callable[[], tuple[Tensors, Tensors]]) -> None:
+    def __init__(self, ask: Callable[[set[int]], tuple[Tensors, Tensors]]) -> None:
         self._ask = weakref.WeakMethod(ask)
         # id(optimizer) -> (thetas, what they do not fall below), during a step
         self._during: dict[int, tuple[Tensors, Tensors]] = {}
@@ -34,7 +34,8 @@ class Floors:
     @torch.no_grad()
     def before_step(self, optimizer: torch.optim.Optimizer) -> None:
         ask = self._ask()
-        thetas, floors = ask() if ask is not None else ([], [])
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        thetas, floors = ask(held) if ask is not None else ([], [])
         least = list(torch._foreach_minimum(thetas, floors)) if thetas else []
         self._during[id(optimizer)] = thetas, least
 

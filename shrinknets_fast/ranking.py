@@ -64,19 +64,19 @@ class Ranking:
         """free: {id(theta): mask} of what may die, or has."""
         self._free, self._floors = dict(free), {}
 
-    def is_stale(self) -> bool:
-        """Whether sizes have changed since."""
-        return any(
-            key not in self._free or len(self._free[key]) != theta.numel() for key, (_, theta) in self._filters.items()
-        )
+    def is_stale(self, among: set[int]) -> bool:
+        """Whether sizes have changed since, of thetas with these ids."""
+        found = ((key, theta) for key, (_, theta) in self._filters.items() if key in among)
+        return any(key not in self._free or len(self._free[key]) != theta.numel() for key, theta in found)
 
-    def floors(self, floor: float) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """(thetas, their floors): ``floor`` for the protected, -inf for the others."""
-        for key, (_, theta) in self._filters.items():
+    def floors(self, floor: float, among: set[int]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """(thetas, their floors) of the ids ``among``: ``floor`` for the protected, -inf for the others."""
+        thetas = {key: theta for key, (_, theta) in self._filters.items() if key in among}
+        for key, theta in thetas.items():
             if key not in self._floors or self._floors[key].device != theta.device:
                 values = torch.full((theta.numel(),), floor, dtype=theta.dtype)
                 self._floors[key] = values.masked_fill(self._free[key], -math.inf).to(theta.device)
-        return [theta for _, theta in self._filters.values()], [self._floors[key] for key in self._filters]
+        return list(thetas.values()), [self._floors[key] for key in thetas]
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         return {name: self._free[key] for key, (name, _) in self._filters.items() if key in self._free}

@@ -9,6 +9,7 @@ from random_networks import random_network, strike
 from torch import nn
 
 import shrinknets_fast as sn
+from shrinknets_fast.graph import order
 
 
 def rows_of(width=16, depth=3):
@@ -37,7 +38,8 @@ def test_a_hub_stays_at_min_alive():
     assert widths(model) == [4, 6, 14]
     assert relative(outputs(model, x)[0], before[0]) < 1e-13
     strike_rows(model, 0, 4)
-    gc.collect()
+    with pytest.warns(UserWarning, match="4 stay"):
+        gc.collect()
     assert widths(model) == [4, 4, 14] and sn.features(model)["1"] == (2, 4)
 
 
@@ -86,9 +88,11 @@ def test_folding_keeps_sizes_where_it_is_asked_to():
     model, x = rows_of()
     strike_rows(model, 12, 3, 8)
     sn.GarbageCollector(model, x, uniform="*").collect()
-    assert [m.out_features for m in sn.fold_filters(model) if isinstance(m, nn.Linear)] == [4, 13, 8, 4]
-    small = sn.fold_filters(model, uniform="*", min_alive=14)
-    assert [m.out_features for m in small if isinstance(m, nn.Linear)] == [13, 13, 13, 4]
+    assert [m.out_features for m in sn.fold_filters(model).modules() if isinstance(m, nn.Linear)] == [4, 13, 8, 4]
+    small = sn.fold_filters(model, uniform="*", min_alive=9)
+    assert [m.out_features for m in small.modules() if isinstance(m, nn.Linear)] == [13, 13, 13, 4]
+    small = sn.fold_filters(model, min_alive=9)
+    assert [m.out_features for m in small.modules() if isinstance(m, nn.Linear)] == [9, 13, 9, 4]
     assert relative(small(x), model(x)) < 1e-13
 
 
@@ -96,17 +100,17 @@ def test_uniform_lasts_when_a_branch_leaves():
     class Residual(nn.Module):
         def __init__(self):
             super().__init__()
-            self.inner, self.out = nn.Linear(8, 8), nn.Linear(8, 8)
+            self.branch = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
 
         def forward(self, x):
-            return x + self.out(torch.relu(self.inner(x)))
+            return x + self.branch(x)
 
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 8), Residual(), Residual(), Residual(), nn.Linear(8, 2)).double()
     x = torch.randn(3, 8, dtype=torch.float64)
     sn.add_filters(model, x, depth=True)
-    inner = [name for name in sn.features(model) if name.endswith("inner")]
-    gc = sn.GarbageCollector(model, x, uniform=["*inner"], min_alive=2)
+    inner = [name for name in sn.features(model) if name.endswith(".0.0")]
+    gc = sn.GarbageCollector(model, x, uniform=["*.branch.0.0"], min_alive=2)
     found = dict(model.named_modules())
     gates = [name for name, (_, total) in sn.features(model).items() if total == 1]
     assert len(inner) == len(gates) == 3
@@ -164,7 +168,7 @@ def test_kept_names_the_first_positions_through_collections_and_checkpoints():
     strike_rows(model, 0, 1)
     gc.collect()
     assert gc.kept("1").tolist() == [4, *range(6, 16)]
-    with pytest.raises(sn.ShrinkError, match="kept: 'x' is no filter or hub, expected one of 0, 1, 2"):
+    with pytest.raises(sn.ShrinkError, match="kept: 'x' is no filter or hub, expected one of 0, "):
         gc.kept("x")
 
 
@@ -182,11 +186,13 @@ def test_a_state_of_another_size_is_refused_with_nothing_changed():
     assert str(fresh.state_dict()) == before
 
 
-def test_kept_follows_a_fill():
-    model, x = rows_of(width=2000, depth=1)
+def test_kept_follows_a_fill(monkeypatch):
+    monkeypatch.setattr(order, "WORTH_SHARE", 0)
+    monkeypatch.setattr(order, "WORTH_BYTES", 0)
+    model, x = rows_of(width=100, depth=1)
     first = model[0].theta.detach().clone()
     gc = sn.GarbageCollector(model, x)
-    kill(model, share=0.01)
+    kill(model, share=0.1)
     (plan,) = [hub for hub in gc.plan().hubs if hub.name == "0"]
     assert bool((plan.kept[1:] < plan.kept[:-1]).any()), "the order is expected to change"
     gc.collect()
@@ -195,7 +201,7 @@ def test_kept_follows_a_fill():
 
 def test_random_networks_stay_the_same():
     removed = 0
-    for seed in range(30):
+    for seed in range(16):
         model, x = random_network(seed)
         every = [total for _, total in sn.features(model).values() if total > 1]
         with warnings.catch_warnings():
@@ -215,4 +221,4 @@ def test_random_networks_stay_the_same():
                 assert min(totals, default=9) >= min(gc.min_alive, 9), seed
                 for new, old in zip(outputs(model, x), before, strict=True):
                     assert float((new - old).abs().max()) <= 1e-10 * max(float(old.abs().max()), 1e-3), seed
-    assert removed > 100
+    assert removed > 50

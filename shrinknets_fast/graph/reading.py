@@ -113,6 +113,10 @@ class Reading:
 
     def check(self) -> None:
         """The model is the one that was traced, with the sizes that it was left with."""
+        self.check_tensors()
+        check_gradients(self.model.parameters())
+
+    def check_tensors(self) -> None:
         self.check_filters()
         for bound in self.network.bound.values():
             for name in bound.names:
@@ -123,7 +127,6 @@ class Reading:
                 raise ShrinkError(
                     f"{bound.names[0]} has shape {found}, expected {expected}; make a new GarbageCollector"
                 )
-        check_gradients(self.model.parameters())
 
     def stay_dead(self, dead: Mapping[int, torch.Tensor], plan: Plan) -> dict[int, int]:
         """{id(theta): number of its dead features that the plan leaves in place}"""

@@ -40,9 +40,10 @@ def staying(model: nn.Module, dead: Dead) -> Iterator[tuple[str, nn.Module]]:
 
 
 def features_left(reading: Reading, dead: Dead) -> int:
-    """Live features; those of a shared theta count once."""
-    thetas = {id(m.theta) for _, m in staying(reading.model, dead) if isinstance(m, FilterBase)}
-    return sum(int((~dead[key]).sum()) for key in thetas)
+    """Live features, those of a shared theta once; where a whole layer is dead, live ones before it leave too."""
+    gone = reading.leaving(dead)
+    modules = {id(m.theta): m for _, m in staying(reading.model, dead) if isinstance(m, FilterBase)}
+    return sum(int((stays(reading, m, gone) & ~dead[key]).sum()) for key, m in modules.items())
 
 
 def parameters_left(reading: Reading, dead: Dead) -> int:
@@ -63,7 +64,7 @@ def parameters_left(reading: Reading, dead: Dead) -> int:
                         lengths[id(axis)] = len(axis) - int(gone[axis.ids].sum())
                     shape[dim] = lengths[id(axis)]
             total += math.prod(shape)
-    return total + 2 * sum(kept_of(reading, m, gone) for m in bare_norms(reading.model))
+    return total + 2 * sum(int(stays(reading, m, gone).sum()) for m in bare_norms(reading.model))
 
 
 def bare_norms(model: nn.Module) -> list[FilterBase]:
@@ -71,10 +72,11 @@ def bare_norms(model: nn.Module) -> list[FilterBase]:
     return [m for m in named_filters(model).values() if m._parameters.get("weight", m) is None]
 
 
-def kept_of(reading: Reading, module: FilterBase, gone: torch.Tensor) -> int:
+def stays(reading: Reading, module: FilterBase, gone: torch.Tensor) -> torch.Tensor:
+    """Mask over the features of a filter."""
     bound = reading.network.bound.get(id(module.theta))
     axis = bound.value.axes[0] if bound else None
-    return module.theta.numel() if axis is None else int((~gone[axis.ids]).sum())
+    return torch.ones(module.theta.numel(), dtype=torch.bool) if axis is None else ~gone[axis.ids]
 
 
 class Flops:
