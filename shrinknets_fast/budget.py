@@ -198,7 +198,7 @@ def one_target(targets: Mapping[str, float | None]) -> tuple[str, float]:
         words = " and ".join(f"{name}={value!r}" for name, value in given.items()) or "none"
         raise ShrinkError(f"Budget: targets are {words}, expected exactly one of {', '.join(targets)}")
     ((name, value),) = given.items()
-    return name, checked_number("Budget", name, value, 0.0)
+    return name, checked_number("Budget", name, value, 1.0)
 
 
 def checked_due(steps: int, due: float, warmup: int) -> int:

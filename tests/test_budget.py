@@ -279,6 +279,7 @@ BAD = [
     ({"parameters": 5, "features": 3}, "targets are parameters=5 and features=3, expected exactly one"),
     ({"parameters": "many"}, "parameters is 'many', expected a finite number"),
     ({"flops": float("nan")}, "flops is nan, expected a finite number"),
+    ({"features": 0}, "features is 0, expected a finite number of at least 1"),
     ({"features": True}, "features is True"),
     ({"features": 65}, "features is 65, but Sequential has only 64"),
     ({"parameters": 1e9}, "parameters is 1e[+]09, but Sequential has only 1,732"),
