@@ -15,7 +15,7 @@ from .floors import FLOOR, Floors
 from .graph.reading import Reading
 from .graph.size import Dead, Flops, features_left, parameters_left
 from .graph.trace import Inputs, checked_inputs
-from .latest import collector_of
+from .latest import collector_of, was_loaded
 from .ranking import Ranking, first_fitting
 from .schedule import checked_number, checked_steps
 from .wrapped import unwrapped
@@ -76,10 +76,11 @@ class Budget:
         self._own: Reading | None = None
         self._measure = self._measured()
         self._ranking = Ranking(self._reading().filters)
-        self._check_target()
         self._steps, self._log, self._candidates = 0, 0.0, 0
         self._last: tuple[int, float] | None = None  # (step, theta) of the last candidate to go, at the last look
         self._reached = self._warned = False
+        self._refusal = ""  # of a model that was loaded: it may go on from where it was at its target
+        self._check_target()
         self._look_at_thetas()
         self._floors = Floors(self._held)
 
@@ -98,10 +99,14 @@ class Budget:
 
     def size(self) -> int:
         """Of the network that a collection would leave now, in the unit of the target. Waits for the device."""
-        return self._measure(self._reading(), self._ranking.look().dead())
+        reading = self._reading()
+        self._ranking.follow(reading.filters)
+        return self._measure(reading, self._ranking.look().dead())
 
     def step(self) -> None:
         """Call once per training step, after ``optimizer.step()``; before or after ``gc.step()``."""
+        if self._refusal:
+            raise ShrinkError(f"{self._refusal}, and no state of a Budget was loaded")
         self._steps += 1
         if self._reached or self._steps % self._every:
             return
@@ -164,9 +169,9 @@ class Budget:
         reading, seen = self._reading(), self._ranking.look()
         now, least = self._measure(reading, seen.dead()), self._measure(reading, seen.dead(seen.alive))
         if self.target > now:
-            raise ShrinkError(
-                f"Budget: {self._kind} is {self.target:g}, but {type(self.model).__name__} has only {now:,}"
-            )
+            self._refusal = f"Budget: {self._kind} is {self.target:g}, but {type(self.model).__name__} has only {now:,}"
+            if not was_loaded(self.model):
+                raise ShrinkError(self._refusal)
         if self.target < least:
             raise ShrinkError(f"Budget: {self._kind} is {self.target:g}, but {least:,} stay even if all filters die")
 
@@ -176,6 +181,7 @@ class Budget:
         return {**{name: getattr(self, f"_{name}") for name in names}, "protected": self._ranking.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._refusal = ""
         self._ranking.follow(self._reading().filters)
         self._ranking.load_state_dict(state["protected"])
         last = state["last"]

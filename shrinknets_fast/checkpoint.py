@@ -17,6 +17,7 @@ from .errors import ShrinkError
 from .filters import leave_fast_paths
 from .graph.modules import Sizes, make_persistent
 from .insides import IncompatibleKeys
+from .latest import note_loaded
 from .wrapped import unwrapped
 
 __all__ = ["load_state_dict"]
@@ -65,6 +66,7 @@ def load_state_dict(model: nn.Module, state_dict: Mapping[str, Any]) -> Incompat
     leave_fast_paths(model)
     if resized or left:
         wrappers.rebuild()
+    note_loaded(model)
     return model.load_state_dict(state_dict)
 
 

@@ -201,7 +201,7 @@ def test_kept_follows_a_fill(monkeypatch):
 
 def test_random_networks_stay_the_same():
     removed = 0
-    for seed in range(16):
+    for seed in range(8):
         model, x = random_network(seed)
         every = [total for _, total in sn.features(model).values() if total > 1]
         with warnings.catch_warnings():
@@ -221,4 +221,4 @@ def test_random_networks_stay_the_same():
                 assert min(totals, default=9) >= min(gc.min_alive, 9), seed
                 for new, old in zip(outputs(model, x), before, strict=True):
                     assert float((new - old).abs().max()) <= 1e-10 * max(float(old.abs().max()), 1e-3), seed
-    assert removed > 50
+    assert removed > 25

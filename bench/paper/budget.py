@@ -114,6 +114,7 @@ def main():
                 case = f"{name}, size of lambda {lam:g}"
                 size = run(case, "fixed lambda", seed, lam=lam)["parameters"]
                 run(case, "budget", seed, target=size)
+        for seed in range(arguments.seeds):
             for target in setting.targets:
                 run(f"{name}, {target} parameters", "budget", seed, target=target)
 
