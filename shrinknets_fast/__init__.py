@@ -6,6 +6,7 @@ from . import (
     _library,  # noqa: F401  loads the ops before anything names them
     functional,
 )
+from .budget import Budget
 from .checkpoint import load_state_dict, resize
 from .collector import Collection, GarbageCollector
 from .coverage import Coverage, coverage
@@ -28,6 +29,7 @@ from .nn import (
 )
 from .placement import add_filters
 from .proximal import ProximalL1
+from .schedule import LambdaSchedule
 
 try:
     __version__ = importlib.metadata.version("shrinknets_fast")
@@ -35,6 +37,7 @@ except importlib.metadata.PackageNotFoundError:  # a checkout that was built but
     __version__ = "unknown"
 
 __all__ = [
+    "Budget",
     "Collection",
     "Coverage",
     "Filter",
@@ -47,6 +50,7 @@ __all__ = [
     "FilteredLinear",
     "FilteredSyncBatchNorm",
     "GarbageCollector",
+    "LambdaSchedule",
     "ProximalL1",
     "ShrinkError",
     "__version__",

@@ -17,6 +17,7 @@ from .errors import ShrinkError
 from .filters import leave_fast_paths
 from .graph.modules import Sizes, make_persistent
 from .insides import IncompatibleKeys
+from .latest import note_loaded
 from .sharded import is_sharded
 from .wrapped import unwrapped
 
@@ -94,6 +95,7 @@ def make_fit(what: str, model: nn.Module, state_dict: Mapping[str, Any]) -> bool
         tensor.grad = None
     sizes.sync(model)
     leave_fast_paths(model)
+    note_loaded(model)
     return bool(resized or left)
 
 

@@ -31,6 +31,7 @@ class CollectorState(TypedDict):
     steps: int
     generator: torch.Tensor
     seen: dict[str, int]
+    kept: dict[str, torch.Tensor]
 
 
 class NoCollector:

@@ -22,10 +22,13 @@ from .depth.gated import left_in
 from .distributed import Around, Facts, facts_about
 from .errors import warn
 from .graph.explain import explain
+from .graph.limits import checked_patterns
 from .graph.plan import Plan
+from .graph.reading import Reading
 from .graph.trace import Inputs, checked_inputs
 from .insides import never_compiled
 from .interrupts import uninterrupted
+from .latest import note_collector
 from .memory import trim
 from .pace import Pace, rung
 from .sharded import is_sharded
@@ -50,6 +53,10 @@ class GarbageCollector:
     for so large a share of all features that 95% of them leave within this many graphs (None: 6 where the model is compiled,
     else it does not wait). What is dead by the end of the training leaves by ``collect()``.
 
+    min_alive: no hub becomes smaller than this, gates excepted. uniform: patterns (fnmatch) of names as in ``sn.features(model)``;
+    the filters that one matches keep one size, that of the widest need. As with align, what is dead beyond these sizes stays as
+    padding, which is exact; :func:`fold_filters` has the same options.
+
     follow: copies that shrink with the model (EMA copies): modules, dicts by name, or lists in the order of
     ``model.parameters()``. Dicts lose the entries of a branch that leaves; with lists every branch stays. follow_dead: "wait"
     keeps a feature until it is dead in every copy too, "drop" does not.
@@ -73,6 +80,8 @@ class GarbageCollector:
         max_graphs: int | None = None,
         follow: Follow = (),
         follow_dead: Literal["wait", "drop"] = "wait",
+        min_alive: int = 1,
+        uniform: str | Iterable[str] = (),
     ) -> None:
         given = model
         self._around = Around(model, lambda: self._reading.watch, self._facts)
@@ -82,10 +91,13 @@ class GarbageCollector:
         self.min_dead = checked_share("min_dead", min_dead, smallest_allowed=True)
         self.removal = checked_share("removal", removal, smallest_allowed=False)
         self.max_graphs = None if max_graphs is None else checked_count("max_graphs", max_graphs, least=2)
+        self.min_alive = checked_count("min_alive", min_alive)
+        self.uniform = checked_patterns(uniform)
         args, kwargs = checked_inputs(self._around.whole, example_inputs, example_kwargs)
         self._companions = Companions(model, optimizers, follow, follow_dead)
         self.optimizers = tuple(followed.optimizer for followed in self._companions.optimizers)
         self._reading = self._around.reading(args, kwargs, self._companions)
+        self._reading.limit(self.align, self.min_alive, self.uniform)
         self._closing = Closing(model, self._companions, is_sharded=self._around.sharding is not None)
         warn_of_no_effect(model, self._companions.optimizers)
         self._guard = Guard(self._companions.optimizers, lambda: self._reading.thetas)
@@ -95,6 +107,12 @@ class GarbageCollector:
         self._compiled = Compiled(given, self._companions.optimizers)
         self._pace = Pace()
         self._callbacks: OrderedDict[int, Callable[[str, torch.Tensor], object]] = OrderedDict()
+        note_collector(model, self)
+
+    @property
+    def reading(self) -> Reading:
+        """The network as it is known to the collector; for :class:`Budget`."""
+        return self._reading
 
     def plan(self) -> Plan:
         """What a collection would remove now. Changes nothing."""
@@ -188,6 +206,13 @@ class GarbageCollector:
         self._callbacks[handle.id] = callback
         return handle
 
+    def kept(self, name: str) -> torch.Tensor:
+        """The positions that the features now left of a filter (or hub) had when this collector was made, in their present order.
+
+        name: as in ``sn.features(model)`` or ``explain()``. A checkpoint of the collector holds them.
+        """
+        return self._reading.origins[name]
+
     def trim(self, waste: float = 0.1) -> int:
         """Give back what collections left unused: of each tensor whose memory is unused by more than the share ``waste``.
 
@@ -201,26 +226,31 @@ class GarbageCollector:
 
     def state_dict(self) -> CollectorState:
         seen = self._pace.seen_by_name(self._reading.filters)
-        return {"steps": self._pace.steps, "generator": self._generator.get_state(), "seen": seen}
+        kept = dict(self._reading.origins.at)
+        return {"steps": self._pace.steps, "generator": self._generator.get_state(), "seen": seen, "kept": kept}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._reading.origins.load(state.get("kept", {}))  # older states have none
         self._generator.set_state(state["generator"].cpu())
         self._pace.steps = int(state["steps"])
-        self._pace.set_seen_by_name(self._reading.filters, state.get("seen", {}))  # older states have none
+        self._pace.set_seen_by_name(self._reading.filters, state.get("seen", {}))
         self._around.unsettle()
 
     def _facts(self) -> Facts:
         """What has to be the same on all ranks, beside thetas."""
-        options = {name: getattr(self, name) for name in ("every", "align", "min_dead", "removal", "max_graphs")}
+        names = ("every", "align", "min_dead", "removal", "max_graphs", "min_alive", "uniform")
+        options = {name: getattr(self, name) for name in names}
         return facts_about(self._reading.network, {**options, **self.state_dict()})
 
     def _plan(self, dead: Mapping[int, torch.Tensor], generator: torch.Generator) -> Plan:
-        return self._reading.plan(dead, align=self.align, removal=self.removal, generator=generator)
+        return self._reading.plan(dead, removal=self.removal, generator=generator)
 
     def _tell(self, plan: Plan) -> None:
         """Whoever has to know that the model has shrunk."""
+        sizes = {hub.name: len(hub.kept) for hub in plan.hubs}
         for name in plan.padded:
-            warn(f"{name}: all its features are dead; one stays as padding")
+            stay = "one stays" if sizes[name] == 1 else f"{sizes[name]} stay"
+            warn(f"{name}: all its features are dead; {stay} as padding")
         for callback in list(self._callbacks.values()):
             for hub in plan.hubs:
                 if hub.removed:

@@ -1,6 +1,6 @@
 """From a trained model to plain torch.nn: filters folded into the weights, dead features gone."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -47,7 +47,13 @@ class _Scale(nn.Module):
 
 @torch.no_grad()
 def fold_filters(
-    model: nn.Module, example_inputs: Inputs | None = None, *, example_kwargs: Mapping[str, Any] | None = None
+    model: nn.Module,
+    example_inputs: Inputs | None = None,
+    *,
+    example_kwargs: Mapping[str, Any] | None = None,
+    align: int = 1,
+    min_alive: int = 1,
+    uniform: str | Iterable[str] = (),
 ) -> nn.Module:
     """A plain ``torch.nn`` copy of ``model`` for inference: theta folded, dead features gone, no need of this package.
 
@@ -56,7 +62,8 @@ def fold_filters(
     ``FilteredLinear`` becomes ``nn.Linear`` (with ``activation="relu"``: ``nn.Sequential`` of it and ``nn.ReLU``), and so on; a
     stand-alone ``Filter`` becomes a product with a constant. ``model`` itself does not change.
 
-    example_inputs: needed only if features are dead and no collector was made for this model.
+    example_inputs: needed only if features are dead and no collector was made for this model. align, min_alive, uniform: sizes of
+    the copy, as for :class:`GarbageCollector`; by default no padding stays.
     """
     model = unwrapped(model)
     thetas(model)  # raises where one is no parameter
@@ -67,7 +74,7 @@ def fold_filters(
     plain = copied(model)
     if any(not bool(m.alive.all()) for m in named_filters(plain).values()):
         args, kwargs = known_inputs(model, example_inputs, example_kwargs)
-        gc = GarbageCollector(plain, args, example_kwargs=kwargs, align=1)
+        gc = GarbageCollector(plain, args, example_kwargs=kwargs, align=align, min_alive=min_alive, uniform=uniform)
         gc.collect()
         collect_constants(gc._reading, gc._companions)
     for gated in [m for m in plain.modules() if isinstance(m, Gated)]:

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import shrinknets_fast as sn
+from shrinknets_fast.graph.choice import choose, size_left
 from shrinknets_fast.graph.features import FeatureSpace, connected
-from shrinknets_fast.graph.plan import choose
 from shrinknets_fast.graph.rules.shape import view_groups
 
 
@@ -79,18 +79,25 @@ def test_view_groups(before, after, groups):
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.integers(1, 50), st.integers(0, 50), st.integers(1, 9), st.floats(0.05, 1.0), st.integers(0, 99))
-def test_choose_removes_dead_ones_only_and_never_all(total, dead, align, removal, seed):
+@given(
+    st.integers(1, 50),
+    st.integers(0, 50),
+    st.integers(1, 9),
+    st.integers(1, 60),
+    st.floats(0.05, 1.0),
+    st.integers(0, 99),
+)
+def test_choose_removes_dead_ones_only_and_never_all(total, dead, align, least, removal, seed):
     generator = torch.Generator().manual_seed(seed)
     leave = torch.zeros(total, dtype=torch.bool)
     leave[torch.randperm(total, generator=generator)[:dead]] = True
-    chosen = choose(leave, align, removal, generator)
+    chosen = choose(leave, size_left(leave, align, least, removal), removal, generator)
     left = total - int(chosen.sum())
     assert not bool((chosen & ~leave).any())
-    assert left >= 1
+    assert left >= min(least, total)
     assert left % align == 0 or left == total
     if removal == 1.0 and align == 1:
-        assert left == max(total - int(leave.sum()), 1)
+        assert left == min(max(total - int(leave.sum()), least), total)
 
 
 class WritesThroughDropout(nn.Module):

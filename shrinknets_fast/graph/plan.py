@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Unpack
 
 import torch
 
+from .choice import Limits, leaving
 from .features import Fills
-from .hub import Hub, first_positions
+from .hub import Hub
 from .network import Network
 from .order import choose_fills, kept_positions
 from .value import Read
@@ -90,13 +91,11 @@ class Plan:
         return "\n".join([*lines, f"{len(self.tensors)} tensors change, {self.bytes_freed} bytes are freed"])
 
 
-class Options(TypedDict, total=False):
+class Options(Limits, total=False):
     """Of :func:`make_plan`."""
 
-    align: int
     removal: float
     generator: torch.Generator | None
-    forgiven: Callable[[Read], torch.Tensor] | None
 
 
 def make_plan(
@@ -104,23 +103,18 @@ def make_plan(
     hubs: Sequence[Hub],
     dead: Mapping[int, torch.Tensor],
     *,
-    align: int = 1,
-    removal: float = 1.0,
-    generator: torch.Generator | None = None,
     forgiven: Callable[[Read], torch.Tensor] | None = None,
+    **options: Unpack[Options],
 ) -> Plan:
-    """Decide what leaves. dead: {id(theta): bool mask}; align, removal: see the collector; forgiven: see :func:`judge`."""
+    """Decide what leaves. dead: {id(theta): bool mask}; forgiven: see :func:`judge`; options: see :func:`leaving`."""
     verdict = judge(network, dead, forgiven=forgiven)
     died = dead_features(network, dead)
-    gone = torch.zeros(network.features.count, dtype=torch.bool)
+    gone = leaving(verdict.removable, hubs, **options)
     padded, blocked = [], {}
     for hub in hubs:
         leave = verdict.removable[hub.ids]
-        once = first_positions(hub.ids)
-        chosen = choose(leave[once], align, removal, generator)
         if len(hub) and bool((leave & died[hub.ids]).all()):
             padded.append(hub.name)
-        gone[hub.ids[once[chosen]]] = True
         stuck = verdict.blame[hub.ids[died[hub.ids] & ~leave]]
         blocked[hub.name] = verdict.reasons[int(stuck[0])] if len(stuck) and int(stuck[0]) >= 0 else ""
     tensors = tuple(tensor_plans(network, gone))
@@ -142,23 +136,6 @@ def dead_features(network: Network, dead: Mapping[int, torch.Tensor]) -> torch.T
         if bound is not None and bound.value.axes[0] is not None:
             died[bound.value.axes[0].ids[mask]] = True
     return died
-
-
-def choose(leave: torch.Tensor, align: int, removal: float, generator: torch.Generator | None) -> torch.Tensor:
-    """Of the features that may leave, those that do: a random share, and never so many that the size breaks ``align``."""
-    total, dead = len(leave), int(leave.sum())
-    wanted = math.ceil(dead * removal)
-    left = max(total - wanted, 1)  # a hub never becomes empty: torch mishandles zero channels
-    left = min(-(-left // align) * align, total)
-    if total - left >= dead:
-        return leave
-    candidates = torch.nonzero(leave).flatten()
-    if removal < 1.0:
-        candidates = candidates[torch.randperm(dead, generator=generator)]
-    chosen = torch.zeros_like(leave)
-    # without a random share the last ones leave, so that the padding stays at the front of the dead
-    chosen[candidates[dead - (total - left) :]] = True
-    return chosen
 
 
 def tensor_plans(network: Network, gone: torch.Tensor, fills: Fills = ()) -> Iterator[TensorPlan]:

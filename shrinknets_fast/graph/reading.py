@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Unpack
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
 from ..checks import check_gradients
+from ..depth.gated import left_in
 from ..errors import ShrinkError, warn
 from ..filters import leave_fast_paths, named_filters, thetas
 from ..insides import pytree
 from ..watch import Watch
+from .choice import Limits, leaving
 from .hub import Hub, find_hubs
+from .limits import check_min_alive, uniform_hubs
 from .network import Network
+from .origins import Origins
 from .plan import Options, Plan, make_plan, tensor_plans
 from .rehearse import Rehearsal
 from .trace import lookup, trace
+from .value import Read
 from .verdict import judge
 
 Example = tuple[tuple[Any, ...], dict[str, Any]]  # args, kwargs
@@ -56,20 +61,46 @@ class Reading:
         self.network, self.hubs, self.rehearsal = read(model, args, kwargs, names)
         self.rehearsal.set_stage(model)  # now, or the first collection would have to
         _examples[model] = self.rehearsal.inputs
+        self.limits: Limits = {}
+        self.origins = Origins({name: m.theta for name, m in named_filters(model).items()}, self.hubs)
+
+    def limit(self, align: int, min_alive: int, uniform: Sequence[str], new: bool = True) -> None:
+        """Sizes to keep; uniform: patterns; new: whether they may be refused."""
+        self._uniform = tuple(uniform)
+        names = {name: m.theta for name, m in named_filters(self.model).items()}
+        groups = uniform_hubs(self.network, self.hubs, names, uniform, new and not left_in(self.model))
+        if new:
+            check_min_alive(self.hubs, min_alive)
+        self.limits = {"align": align, "min_alive": min_alive, "uniform": groups}
 
     def anew(self) -> Reading:
         """The same model as it is now."""
         example = example_of(self.model)
         assert example is not None  # see __init__
-        return Reading(self.model, *example, self._copies)
+        reading = Reading(self.model, *example, self._copies)
+        if self.limits:
+            reading.limit(self.limits["align"], self.limits["min_alive"], self._uniform, new=False)
+        reading.origins.follow(self.origins)
+        return reading
 
     def tensors(self) -> list[tuple[str, torch.Tensor]]:
         """(name, tensor) of each parameter and buffer that the graph uses."""
         return [(bound.names[0], bound.tensor) for bound in self.network.bound.values()]
 
-    def plan(self, dead: Mapping[int, torch.Tensor], **options: Unpack[Options]) -> Plan:
-        """What leaves of the features in ``dead``, {id(theta): mask}; options: see :func:`make_plan`."""
-        return make_plan(self.network, self.hubs, dead, **options)
+    def leaving(self, dead: Mapping[int, torch.Tensor]) -> torch.Tensor:
+        """Mask over features: those that a collection of all that may leave would remove. dead: {id(theta): mask}"""
+        return leaving(judge(self.network, dead).removable, self.hubs, **self.limits)
+
+    def plan(
+        self,
+        dead: Mapping[int, torch.Tensor],
+        removal: float = 1.0,
+        generator: torch.Generator | None = None,
+        forgiven: Callable[[Read], torch.Tensor] | None = None,
+    ) -> Plan:
+        """What leaves of the features in ``dead``, {id(theta): mask}; see :func:`make_plan`."""
+        options: Options = {**self.limits, "removal": removal, "generator": generator}
+        return make_plan(self.network, self.hubs, dead, forgiven=forgiven, **options)
 
     def check_quickly(self, gradients: bool) -> None:
         """For each look. gradients: whether nobody checks them before a step."""
@@ -86,6 +117,10 @@ class Reading:
 
     def check(self) -> None:
         """The model is the one that was traced, with the sizes that it was left with."""
+        self.check_tensors()
+        check_gradients(self.model.parameters())
+
+    def check_tensors(self) -> None:
         self.check_filters()
         for bound in self.network.bound.values():
             for name in bound.names:
@@ -96,7 +131,6 @@ class Reading:
                 raise ShrinkError(
                     f"{bound.names[0]} has shape {found}, expected {expected}; make a new GarbageCollector"
                 )
-        check_gradients(self.model.parameters())
 
     def stay_dead(self, dead: Mapping[int, torch.Tensor], plan: Plan) -> dict[int, int]:
         """{id(theta): number of its dead features that the plan leaves in place}"""
@@ -141,6 +175,7 @@ class Reading:
             bound.shape = tuple(bound.tensor.shape)
         for hub, planned in zip(self.hubs, plan.hubs, strict=True):
             hub.ids = hub.ids[planned.kept]
+        self.origins.shrink(plan)
         self.rehearsal.sizes.sync(self.model)
 
 

@@ -4,6 +4,8 @@ import argparse
 import math
 import sys
 
+from .budget import add_targets
+
 DATA = ("digits", "mnist", "fashion", "cifar10")
 MODELS = ("mlp", "lenet5")
 # digits has 1,437 training images: smaller batches and more epochs give it the 2,700 steps it needs, in seconds.
@@ -85,6 +87,7 @@ def add_arguments(parser):
         action="store_true",
         help="apply the penalty as a soft threshold after each step, not as a gradient",
     )
+    add_targets(add, positive)
     add("--every", type=count, default=1, help="steps between two looks for dead features; default: 1")
     add("--align", type=count, help="keep layer sizes multiples of this; default: 1 (8 for half types on a GPU)")
     add("--seed", type=seed, default=0, help="default: 0")

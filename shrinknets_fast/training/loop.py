@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from .. import GarbageCollector, ProximalL1, features, param_groups, penalty
 from ..filters import thetas
+from . import budget
 from .history import History
 from .refusal import Refusal
 
@@ -31,6 +32,7 @@ class Trainer:
         self.proximal = ProximalL1(self.optimizer, model, arguments.lam) if arguments.proximal else None
         self.order = torch.Generator().manual_seed(arguments.seed)
         self.steps_per_epoch = math.ceil(len(data.labels) / arguments.batch_size)
+        self.budget = budget.make(model, data, arguments, self.steps_per_epoch * arguments.epochs)
         self.history = History(model, self.steps_per_epoch * arguments.epochs)
         self.step_count = 0
         self.seconds = 0.0
@@ -73,15 +75,23 @@ class Trainer:
             if interrupt:
                 return
 
+    @property
+    def lam(self):
+        return self.budget.lam if self.budget else self.arguments.lam
+
     def step(self, images, labels):
         logits = self.model(images)
         loss = total = F.cross_entropy(logits, labels)
-        if self.arguments.lam and not self.proximal:
-            total = loss + self.arguments.lam * penalty(self.model)
+        if self.proximal:
+            self.proximal.lam = self.lam
+        elif self.lam:
+            total = loss + self.lam * penalty(self.model)
         self.optimizer.zero_grad()
         total.backward()
         self.optimizer.step()
         self.step_count += 1
+        if self.budget:
+            self.budget.step()
         if self.arguments.collect:
             self.note(self.collector.step())
         self.history.end_step(self, loss.detach())
@@ -122,6 +132,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "collector": self.collector.state_dict(),
             "proximal": self.proximal.state_dict() if self.proximal else None,
+            "budget": self.budget.state_dict() if self.budget else None,
             "order": self.order.get_state(),
             "epoch": self.epochs_done,
             "step": self.step_count,
