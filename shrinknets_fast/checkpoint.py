@@ -53,8 +53,8 @@ def resize(
 ) -> list[tuple[torch.Tensor, tuple[int, ...]]]:
     """Give the tensors of ``model`` the sizes in ``state_dict``; returns those that changed, with the shapes that they had.
 
-    strict: whether all names have to be there. largest: the sizes that they may have (None: the present ones); sizes: the model's,
-    from before it shrank. Raises ShrinkError with nothing changed.
+    strict: whether all names have to be there. largest: what they may have (None: as they are); sizes: the model's,
+    from before it shrank. Raises ShrinkError, nothing changed.
     """
     own = model.state_dict(keep_vars=True)
     left_out = {name: buffer for name, buffer in model.named_buffers() if name in state_dict and name not in own}

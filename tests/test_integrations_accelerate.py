@@ -64,7 +64,9 @@ def test_scalars():
         model[0].theta[:3] = 0
     assert sn.integrations.tensorboard.scalars(model) == {"features/0": 5.0, "features": 5.0, "parameters": 66.0}
     writer = {}
-    writer_like = type("Writer", (), {"add_scalar": lambda self, name, value, step: writer.update({name: (value, step)})})
+    writer_like = type(
+        "Writer", (), {"add_scalar": lambda self, name, value, step: writer.update({name: (value, step)})}
+    )
     sn.integrations.tensorboard.write(writer_like(), model, 7, collections=2)
     assert writer["shrinknets/collections"] == (2.0, 7) and writer["shrinknets/features"] == (5.0, 7)
 

@@ -38,7 +38,9 @@ def loader():
 
 def trainer(folder, callback, epochs, **options):
     options = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, **options}
-    return L.Trainer(max_epochs=epochs, accelerator="cpu", devices=1, default_root_dir=folder, callbacks=callback, **options)
+    return L.Trainer(
+        max_epochs=epochs, accelerator="cpu", devices=1, default_root_dir=folder, callbacks=callback, **options
+    )
 
 
 def size(model):

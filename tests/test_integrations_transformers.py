@@ -16,7 +16,13 @@ KIND = transformers.BertForSequenceClassification
 
 def made():
     torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 256, "vocab_size": 30}
+    sizes = {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 256,
+        "vocab_size": 30,
+    }
     dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     return KIND(transformers.BertConfig(**sizes, **dropout, max_position_embeddings=16))
 

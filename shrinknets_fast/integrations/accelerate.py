@@ -50,7 +50,9 @@ def prepare(
     lam = checked_lam(lam)
     kind = getattr(accelerator.distributed_type, "name", "")
     if kind not in SUPPORTED:
-        raise ShrinkError(f"accelerate.prepare: distributed_type is {kind}, expected one of {', '.join(sorted(SUPPORTED))}")
+        raise ShrinkError(
+            f"accelerate.prepare: distributed_type is {kind}, expected one of {', '.join(sorted(SUPPORTED))}"
+        )
     if any(model is known for known in accelerator._models):
         raise ShrinkError("accelerate.prepare: model has been prepared already; give it the model itself, once")
     check_held(model, [optimizer])

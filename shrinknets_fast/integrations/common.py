@@ -46,7 +46,9 @@ def check_held(model: nn.Module, optimizers: Iterable[torch.optim.Optimizer]) ->
     held = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
     lacking = [name for name, theta in thetas(model).items() if id(theta) not in held]
     if lacking:
-        raise ShrinkError(f"{lacking[0]} is in no optimizer, so nothing there can die; make the optimizer after the filters")
+        raise ShrinkError(
+            f"{lacking[0]} is in no optimizer, so nothing there can die; make the optimizer after the filters"
+        )
 
 
 @torch.no_grad()
@@ -63,7 +65,7 @@ def add_gradient(model: nn.Module, optimizer: torch.optim.Optimizer, lam: float,
 
 
 class Penalty:
-    """Adds the penalty's gradient at each step of ``optimizer``: once per step, after GradScaler has unscaled and after clipping."""
+    """Adds the penalty's gradient at each step of ``optimizer``: once per step, unscaled, after clipping."""
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, lam: float) -> None:
         self.lam = lam
@@ -79,7 +81,7 @@ class Penalty:
 
 
 class Resizing:
-    """A hook of ``model.load_state_dict``: the model takes the checkpoint's sizes first, up to those that it had when this was made."""
+    """A hook of ``model.load_state_dict``: the model takes the checkpoint's sizes first, at most those that it has now."""
 
     def __init__(self, model: nn.Module) -> None:
         self.largest = {name: tuple(t.shape) for name, t in model.state_dict().items() if isinstance(t, torch.Tensor)}
@@ -92,7 +94,7 @@ class Resizing:
         for name, tensor in own.items():  # tied: files of safetensors have them once
             if name not in found and id(tensor) in present:
                 found[name] = state_dict[prefix + name] = found[present[id(tensor)]]
-        for name, filter in named_filters(module).items():
+        for name in named_filters(module):
             theta, weight = (f"{name}.{kind}" if name else kind for kind in ("theta", "weight"))
             if weight in found and theta not in found and theta in own:
                 raise ShrinkError(f"load_state_dict: missing {theta}; the checkpoint is of a model without this filter")

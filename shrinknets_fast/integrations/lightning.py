@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -14,11 +15,13 @@ from ..graph.trace import Inputs
 from .common import Filters, add_gradient, check_held, checked_lam, give_filters, on_device, resize_when_loading
 from .tensorboard import scalars
 
+USED = (
+    "pytorch_lightning"
+    if "pytorch_lightning" in sys.modules and "lightning.pytorch" not in sys.modules
+    else "lightning.pytorch"
+)
 try:
-    if "pytorch_lightning" in sys.modules and "lightning.pytorch" not in sys.modules:
-        from pytorch_lightning import Callback
-    else:
-        from lightning.pytorch import Callback
+    Callback: Any = importlib.import_module(USED).Callback
 except ImportError as error:
     raise ImportError("shrinknets_fast.integrations.lightning needs lightning: pip install lightning") from error
 
@@ -26,7 +29,7 @@ SUPPORTED = {"SingleDeviceStrategy", "DDPStrategy"}
 AVERAGES = {"StochasticWeightAveraging", "WeightAveraging"}
 
 
-class Shrink(Callback):  # type: ignore[misc]
+class Shrink(Callback):
     """Gives the module its filters, adds the penalty, collects after optimizer steps and logs what is left.
 
     example_inputs, example_kwargs: of the module's forward (None: its ``example_input_array``). lam: the penalty's weight, may be
@@ -71,15 +74,13 @@ class Shrink(Callback):  # type: ignore[misc]
         check_held(pl_module, trainer.optimizers)
         args, kwargs = self._inputs(pl_module)
         model = trainer.strategy.model
-        self.gc = GarbageCollector(
-            model, args, example_kwargs=kwargs, optimizers=trainer.optimizers, **self._options
-        )
+        self.gc = GarbageCollector(model, args, example_kwargs=kwargs, optimizers=trainer.optimizers, **self._options)
         if self._state:
             self.gc.load_state_dict(self._state)
         self._step = trainer.global_step
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: torch.optim.Optimizer) -> None:
-        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        scaler: Any = getattr(trainer.precision_plugin, "scaler", None)
         own = scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False)
         add_gradient(pl_module, optimizer, self.lam, scaler.get_scale() if own else 1.0)
 

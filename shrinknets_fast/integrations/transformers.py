@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,18 +20,21 @@ from .common import Filters, Penalty, check_held, checked_lam, give_filters, on_
 from .tensorboard import scalars
 
 try:
-    from transformers import Trainer, TrainerCallback
+    package = importlib.import_module("transformers")
 except ImportError as error:
-    raise ImportError("shrinknets_fast.integrations.transformers needs transformers: pip install transformers accelerate") from error
+    needs = "shrinknets_fast.integrations.transformers needs transformers: pip install transformers accelerate"
+    raise ImportError(needs) from error
 
+Trainer: Any = package.Trainer
+TrainerCallback: Any = package.TrainerCallback
 STATE = "shrinknets_fast.pt"
 
 
-class Shrink(TrainerCallback):  # type: ignore[misc]
+class Shrink(TrainerCallback):
     """For ``Trainer(callbacks=[Shrink(...)])``: gives the model its filters, adds the penalty, collects and logs what is left.
 
-    example_inputs, example_kwargs: of the model's forward (None: its ``dummy_inputs``). lam: the penalty's weight; its gradient is
-    added once per optimizer step, after clipping and unscaling. filter_lr: the thetas' own learning rate, without weight decay
+    example_inputs, example_kwargs: of the model's forward (None: its ``dummy_inputs``). lam: the penalty's weight; its gradient
+    is added once per optimizer step, after clipping and unscaling. filter_lr: the thetas' own learning rate, without weight decay
     (None: the weights'). filters, options: as in :class:`shrinknets_fast.integrations.lightning.Shrink`.
     """
 
@@ -55,7 +59,9 @@ class Shrink(TrainerCallback):  # type: ignore[misc]
         self._trainer = trainer = trainer_of(self)
         for name in ("is_fsdp_enabled", "is_deepspeed_enabled"):
             if getattr(trainer, name, False):
-                raise ShrinkError(f"Shrink: the Trainer's {name} is True, expected one device or DistributedDataParallel")
+                raise ShrinkError(
+                    f"Shrink: the Trainer's {name} is True, expected one device or DistributedDataParallel"
+                )
         if trainer.model_init is not None:
             raise ShrinkError("Shrink: the Trainer has model_init, which drops filters; give it model=")
         if args.n_gpu > 1:
@@ -68,7 +74,9 @@ class Shrink(TrainerCallback):  # type: ignore[misc]
         make = trainer.create_optimizer
         trainer.create_optimizer = lambda *args: self._with_own_group(make, *args)
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **kw: Any) -> None:
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **kw: Any
+    ) -> None:
         if self._trainer is None:
             raise ShrinkError("Shrink: came too late; give it to Trainer(callbacks=[...])")
         inner = getattr(optimizer, "optimizer", optimizer)  # accelerate's has torch's own
@@ -133,7 +141,12 @@ def trainer_of(callback: Shrink) -> Any:
 
 
 def from_pretrained(
-    kind: Any, folder: str | Path, example_inputs: Inputs = (), *, example_kwargs: Mapping[str, Any] | None = None, **options: Any
+    kind: Any,
+    folder: str | Path,
+    example_inputs: Inputs = (),
+    *,
+    example_kwargs: Mapping[str, Any] | None = None,
+    **options: Any,
 ) -> nn.Module:
     """The model that ``save_pretrained`` or a Trainer left in ``folder``, a local one, at its shrunk size and in eval mode.
 
