@@ -23,7 +23,6 @@ class _State:
         self.gc = gc
 
     def state_dict(self) -> Any:
-        self.gc.trim()
         return self.gc.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -63,5 +62,7 @@ def prepare(
     gc = GarbageCollector(wrapped, args, example_kwargs=kwargs, optimizers=prepared.optimizer, **options)
     if lam:
         Penalty(model, prepared.optimizer, lam)
+    accelerator.register_save_state_pre_hook(lambda *_: gc.trim(waste=0))  # safetensors takes whole storages only
+    accelerator.register_load_state_pre_hook(lambda *_: gc.trim(waste=0))
     accelerator.register_for_checkpointing(_State(gc))
     return wrapped, prepared, *rest, gc

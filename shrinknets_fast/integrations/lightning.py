@@ -90,7 +90,7 @@ class Shrink(Callback):
         self._step = trainer.global_step
         if self.gc.step() is not None:
             self.collections += 1
-            self.gc.trim()  # checkpoints hold whole storages
+            self.gc.trim(waste=0)  # checkpoints hold whole storages
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         found = scalars(pl_module)

@@ -92,7 +92,7 @@ class Shrink(TrainerCallback):
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
         if self.gc is not None and self.gc.step() is not None:
-            self.gc.trim()
+            self.gc.trim(waste=0)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         found = scalars(model)
