@@ -5,6 +5,7 @@ import importlib.metadata
 from . import (
     _library,  # noqa: F401  loads the ops before anything names them
     functional,
+    integrations,  # its parts are imported when they are asked for
 )
 from .budget import Budget
 from .checkpoint import load_state_dict, resize
@@ -59,6 +60,7 @@ __all__ = [
     "features",
     "fold_filters",
     "functional",
+    "integrations",
     "load_state_dict",
     "mark_dead",
     "param_groups",

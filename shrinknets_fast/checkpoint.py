@@ -23,6 +23,7 @@ from .wrapped import unwrapped
 
 __all__ = ["load_state_dict", "resize"]
 
+Shapes = Mapping[str, tuple[int, ...]]
 PREFIXES = ("module.", "_orig_mod.")
 
 
@@ -62,8 +63,21 @@ def shape_of(size: Any) -> Any:
     return None if shape is None or callable(shape) else torch.empty(tuple(shape), device="meta")
 
 
-def make_fit(what: str, model: nn.Module, state_dict: Mapping[str, Any]) -> bool:
-    """Resize ``model`` to the sizes in ``state_dict``, or raise with nothing changed; whether anything had another size."""
+@torch.no_grad()
+def make_fit(
+    what: str,
+    model: nn.Module,
+    state_dict: Mapping[str, Any],
+    *,
+    strict: bool = True,
+    largest: Shapes | None = None,
+    sizes: Sizes | None = None,
+) -> list[tuple[torch.Tensor, tuple[int, ...]]]:
+    """Give the tensors of ``model`` the sizes in ``state_dict``; returns those that changed, with the shapes that they had.
+
+    what: the caller, for messages. strict: whether all names have to be there. largest: what they may have (None: as they are); sizes: the model's,
+    from before it shrank. Raises ShrinkError, nothing changed.
+    """
     own = model.state_dict(keep_vars=True)
     sharded = next((name for name, tensor in own.items() if is_sharded(tensor)), None)
     if sharded is not None:
@@ -71,24 +85,28 @@ def make_fit(what: str, model: nn.Module, state_dict: Mapping[str, Any]) -> bool
     left_out = {name: buffer for name, buffer in model.named_buffers() if name in state_dict and name not in own}
     own |= left_out  # not persistent, but some of its entries have left: a collection put it into the checkpoint
     left = branches_that_left(model, own, state_dict)
-    own = {name: tensor for name, tensor in own.items() if not name.startswith(tuple(left))}
-    missing, unexpected = sorted(own.keys() - state_dict.keys()), sorted(state_dict.keys() - own.keys())
-    if missing or unexpected:
+    staying = {name: tensor for name, tensor in own.items() if not name.startswith(tuple(left))}
+    missing, unexpected = sorted(staying.keys() - state_dict.keys()), sorted(state_dict.keys() - own.keys())
+    if strict and (missing or unexpected):
         raise ShrinkError(f"{what}: missing {missing[:5]}, unexpected {unexpected[:5]}")
+    if missing:
+        left = {}  # a part of a checkpoint, of which the rest may have them
     resized = []
-    for name, tensor in own.items():
-        if not isinstance(tensor, torch.Tensor):
+    for name, tensor in staying.items():
+        if not isinstance(tensor, torch.Tensor) or name not in state_dict:
             continue
         wanted, present = tuple(state_dict[name].shape), tuple(tensor.shape)
-        if len(wanted) != len(present) or any(w > p for w, p in zip(wanted, present, strict=True)):
-            raise ShrinkError(f"{what}: {name} has shape {wanted}, expected at most {present}")
+        most = (largest or {}).get(name, present)
+        if len(wanted) != len(most) or any(w > m for w, m in zip(wanted, most, strict=True)):
+            raise ShrinkError(f"{what}: {name} has shape {wanted}, expected at most {most}")
         if wanted != present:
             resized.append((tensor, wanted))
     for name in left_out:
         make_persistent(model, name)
     for gated in left.values():
         gated.put_stand_in(ExitStack())  # all checks have passed: nothing to undo
-    sizes = Sizes(model)
+    sizes = sizes or Sizes(model)
+    changed = [(tensor, tuple(tensor.shape)) for tensor, _ in resized]
     for tensor, shape in resized:
         empty = torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
         tensor.set_(empty)  # type: ignore[call-overload]  # torch declares no set_ of a tensor alone
@@ -96,7 +114,7 @@ def make_fit(what: str, model: nn.Module, state_dict: Mapping[str, Any]) -> bool
     sizes.sync(model)
     leave_fast_paths(model)
     note_loaded(model)
-    return bool(resized or left)
+    return changed + [(gated.gate.theta, tuple(gated.gate.theta.shape)) for gated in left.values()]
 
 
 def without_prefix(state_dict: Mapping[str, Any], model: nn.Module) -> Mapping[str, Any]:

@@ -53,9 +53,9 @@ class GarbageCollector:
     for so large a share of all features that 95% of them leave within this many graphs (None: 6 where the model is compiled,
     else it does not wait). What is dead by the end of the training leaves by ``collect()``.
 
-    min_alive: no hub becomes smaller than this, gates excepted. uniform: patterns (fnmatch) of names as in ``sn.features(model)``;
-    the filters that one matches keep one size, that of the widest need. As with align, what is dead beyond these sizes stays as
-    padding, which is exact; :func:`fold_filters` has the same options.
+    min_alive: no hub becomes smaller than this, gates excepted. uniform: patterns (fnmatch) of names as in
+    ``sn.features(model)``; the filters that one matches keep one size, that of the widest need. As with align, what is dead
+    beyond these sizes stays as padding, which is exact; :func:`fold_filters` has the same options.
 
     follow: copies that shrink with the model (EMA copies): modules, dicts by name, or lists in the order of
     ``model.parameters()``. Dicts lose the entries of a branch that leaves; with lists every branch stays. follow_dead: "wait"

@@ -1,0 +1,77 @@
+"""One line for a user of Hugging Face's Trainer."""
+
+import pytest
+import torch
+
+import shrinknets_fast as sn
+
+transformers = pytest.importorskip("transformers", reason="needs transformers: pip install transformers accelerate")
+pytest.importorskip("accelerate", reason="needs accelerate: pip install accelerate")
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+IDS = torch.randint(1, 30, (64, 8), generator=torch.Generator().manual_seed(0))
+DATA = [{"input_ids": ids, "labels": int(ids[0] > 15)} for ids in IDS]
+KIND = transformers.BertForSequenceClassification
+
+
+def made():
+    torch.manual_seed(0)
+    sizes = {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 256,
+        "vocab_size": 30,
+    }
+    dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    return KIND(transformers.BertConfig(**sizes, **dropout, max_position_embeddings=16))
+
+
+def trainer(folder, epochs, model=None, **options):
+    arguments = {"save_strategy": "epoch", "report_to": "none", "disable_tqdm": True, "use_cpu": True, **options}
+    args = transformers.TrainingArguments(
+        str(folder), num_train_epochs=epochs, per_device_train_batch_size=16, lr_scheduler_type="constant", **arguments
+    )
+    callback = sn.integrations.transformers.Shrink(lam=5e-2, filter_lr=1e-1)
+    return transformers.Trainer(model or made(), args, train_dataset=DATA, eval_dataset=DATA, callbacks=[callback])
+
+
+def size(model):
+    return sum(p.numel() for p in model.parameters())
+
+
+def test_half_of_it_leaves_and_the_folder_opens(tmp_path):
+    run = trainer(tmp_path, 6)
+    run.train()
+    assert size(run.model) < size(made()) / 2
+    run.save_model(tmp_path / "end")
+    loaded = sn.integrations.transformers.from_pretrained(KIND, tmp_path / "end")
+    assert torch.equal(loaded(IDS).logits, run.model.eval()(IDS).logits)
+
+
+def test_it_resumes_at_the_shrunk_size(tmp_path):
+    whole = trainer(tmp_path / "whole", 6)
+    whole.train()
+    trainer(tmp_path / "parts", 5).train()
+    rest = trainer(tmp_path / "parts", 6)
+    rest.train(resume_from_checkpoint=True)
+    assert size(rest.model) == size(whole.model)
+    assert torch.equal(rest.model.eval()(IDS).logits, whole.model.eval()(IDS).logits)
+
+
+def test_the_best_model_is_a_bigger_one(tmp_path):
+    best = {"load_best_model_at_end": True, "eval_strategy": "epoch", "metric_for_best_model": "loss"}
+    run = trainer(tmp_path, 6, greater_is_better=True, **best)  # the first, at the largest loss
+    run.train()
+    loaded = sn.integrations.transformers.from_pretrained(KIND, run.state.best_model_checkpoint)
+    assert size(run.model) == size(loaded)
+    assert torch.equal(loaded(IDS).logits, run.model.eval()(IDS).logits)
+
+
+def test_an_optimizer_that_lacks_the_filters_is_refused(tmp_path):
+    model = made()
+    args = transformers.TrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
+    optimizers = (torch.optim.Adam(model.parameters()), None)
+    callbacks = [sn.integrations.transformers.Shrink(lam=1e-2)]
+    with pytest.raises(sn.ShrinkError, match="is in no optimizer"):
+        transformers.Trainer(model, args, train_dataset=DATA, callbacks=callbacks, optimizers=optimizers)
