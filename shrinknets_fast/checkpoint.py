@@ -75,8 +75,8 @@ def make_fit(
 ) -> list[tuple[torch.Tensor, tuple[int, ...]]]:
     """Give the tensors of ``model`` the sizes in ``state_dict``; returns those that changed, with the shapes that they had.
 
-    what: the caller, for messages. strict: whether all names have to be there. largest: what they may have (None: as they are); sizes: the model's,
-    from before it shrank. Raises ShrinkError, nothing changed.
+    what: the caller, for messages. strict: whether all names have to be there. largest: what they may have (None: as they are);
+    sizes: the model's, from before it shrank. Raises ShrinkError, nothing changed.
     """
     own = model.state_dict(keep_vars=True)
     sharded = next((name for name, tensor in own.items() if is_sharded(tensor)), None)

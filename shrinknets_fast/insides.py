@@ -74,6 +74,25 @@ HOOKS = (
     "_load_state_dict_post_hooks",
 )
 
+
+def lone_sharded() -> Any:
+    """A module that fully_shard has sharded among one process, to ask for its attributes."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    distributed: Any = torch.distributed
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        return fully_shard(nn.Linear(1, 1), mesh=init_device_mesh("cpu", (1,)))
+    finally:
+        distributed.destroy_process_group()
+
+
+def lone_part() -> Any:
+    """What it keeps about a parameter."""
+    return lone_sharded()._get_fsdp_state()._fsdp_param_group.fsdp_params[0]
+
+
 # Attributes that are read where they are needed, and an object that has each.
 ATTRIBUTES: dict[str, Callable[[], Any]] = {
     "_parameters": nn.Module,
@@ -103,6 +122,12 @@ ATTRIBUTES: dict[str, Callable[[], Any]] = {
     "_remove_autograd_hooks": lone_wrapper,
     "_static_graph_delay_allreduce_enqueued": lone_wrapper,
     "_use_python_reducer": lone_wrapper,
+    "_get_fsdp_state": lone_sharded,
+    "_fsdp_param_group": lambda: lone_sharded()._get_fsdp_state(),
+    "_module_info": lone_part,
+    "_orig_size": lone_part,
+    "_contiguous_orig_stride": lone_part,
+    "_init_sharded_post_forward_param_metadata": lone_part,
     "_set_comm_hook_name": lambda: lone_wrapper().logger,
     "_set_static_graph": lambda: lone_wrapper().reducer,
 }

@@ -130,6 +130,10 @@ def relu(op: Op) -> Value:
 
 
 kept: Callable[[Op], Value] = relu
+budget: sf.Budget = sf.Budget(model, x, parameters=100, steps=10)
+lam: float = budget.lam + sf.LambdaSchedule(1e-3, steps=10).lam
+sf.resize(model, {"0.weight": (2, 4)}, prefix="model.")
+scalars: dict[str, float] = sf.integrations.tensorboard.scalars(model)
 """
 
 # What a checker refuses, and how.
