@@ -17,6 +17,7 @@ from .errors import ShrinkError
 from .filters import leave_fast_paths
 from .graph.modules import Sizes, make_persistent
 from .insides import IncompatibleKeys
+from .ops.compact import dense_strides
 from .wrapped import unwrapped
 
 __all__ = ["load_state_dict"]
@@ -58,7 +59,8 @@ def load_state_dict(model: nn.Module, state_dict: Mapping[str, Any]) -> Incompat
         gated.put_stand_in(ExitStack())  # all checks have passed: nothing to undo
     sizes = Sizes(model)
     for tensor, shape in resized:
-        empty = torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
+        strides = dense_strides(tensor, shape)  # channels-last stays it: another order would be computed by other kernels
+        empty = torch.empty_strided(shape, strides, dtype=tensor.dtype, device=tensor.device)
         tensor.set_(empty)  # type: ignore[call-overload]  # torch declares no set_ of a tensor alone
         tensor.grad = None
     sizes.sync(model)
