@@ -59,7 +59,9 @@ def load_state_dict(model: nn.Module, state_dict: Mapping[str, Any]) -> Incompat
         gated.put_stand_in(ExitStack())  # all checks have passed: nothing to undo
     sizes = Sizes(model)
     for tensor, shape in resized:
-        strides = dense_strides(tensor, shape)  # channels-last stays it: another order would be computed by other kernels
+        strides = dense_strides(
+            tensor, shape
+        )  # channels-last stays it: another order would be computed by other kernels
         empty = torch.empty_strided(shape, strides, dtype=tensor.dtype, device=tensor.device)
         tensor.set_(empty)  # type: ignore[call-overload]  # torch declares no set_ of a tensor alone
         tensor.grad = None

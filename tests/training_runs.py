@@ -11,7 +11,13 @@ import zipfile
 import torch
 from test_resume import assert_same
 
-MODULES = ["shrinknets_fast.training.command", "sklearn.datasets", "sklearn.model_selection", "matplotlib.figure", "tqdm"]
+MODULES = [
+    "shrinknets_fast.training.command",
+    "sklearn.datasets",
+    "sklearn.model_selection",
+    "matplotlib.figure",
+    "tqdm",
+]
 QUICK = ["--width", "24", "--epochs", "4", "--batch-size", "64", "--lr", "1e-2", "--lam", "2e-2", "--save-every", "5"]
 FILES = ["history.jsonl", "history.png", "last.pt", "plain.pt2", "summary.json"]
 

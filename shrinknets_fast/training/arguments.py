@@ -113,8 +113,9 @@ def add_arguments(parser):
         help="leave dead features in place, to see what removal saves",
     )
 
-
-    add("--save-every", type=count, metavar="STEPS", help="steps between two checkpoints; default: one after each epoch")
+    add(
+        "--save-every", type=count, metavar="STEPS", help="steps between two checkpoints; default: one after each epoch"
+    )
     add("--resume", action="store_true", help="go on from OUT/last.pt")
     add(
         "--amp",

@@ -21,7 +21,9 @@ def choose_device(name, world):
         raise Refusal(f"--device {name!r} is not cpu, cuda or cuda:N")
     if world.size > 1 and device.type == "cuda":
         if device.index is not None:
-            raise Refusal(f"--device {name!r} is one GPU for {world.size} processes; give --device cuda: each takes its own")
+            raise Refusal(
+                f"--device {name!r} is one GPU for {world.size} processes; give --device cuda: each takes its own"
+            )
         device = torch.device("cuda", world.local)
     there = torch.cuda.device_count() if device.type == "cuda" else 1
     if (device.index or 0) >= there:

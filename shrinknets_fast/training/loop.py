@@ -24,7 +24,9 @@ class Trainer:
     def __init__(self, model, data, arguments, world=None, checkpoint=None):
         self.model, self.data, self.arguments, self.world = model, data, arguments, world or Alone()
         self.steps_per_epoch = math.ceil(len(data.labels) / arguments.batch_size)
-        self.history = History(model, self.steps_per_epoch * arguments.epochs, self.world.total)  # of the original sizes
+        self.history = History(
+            model, self.steps_per_epoch * arguments.epochs, self.world.total
+        )  # of the original sizes
         if checkpoint is not None:
             load_state_dict(model, checkpoint["model"])
         self.amp = Amp(arguments.amp, data.labels.device)

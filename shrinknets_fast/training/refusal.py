@@ -16,6 +16,4 @@ def require(module, package, wanted_by, install="install the demo extra: pip ins
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise Refusal(
-            f"{wanted_by} needs {package}, which cannot be imported ({error}); {install}"
-        ) from error
+        raise Refusal(f"{wanted_by} needs {package}, which cannot be imported ({error}); {install}") from error
