@@ -1,10 +1,11 @@
-"""Runs of ``train`` in processes that can be killed, and what they leave. A server has imported everything and forks: 0.5 s each."""
+"""Runs of ``train`` in processes that can be killed, and what they leave. A server has imported everything and forks."""
 
 import functools
 import json
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import zipfile
 
@@ -29,25 +30,51 @@ def server():
     return context
 
 
-def started(folder, *options, kill_at=None):
-    """A process that trains into ``folder``; kill_at: its n-th touch of a file is its last."""
-    process = server().Process(target=train, args=(str(folder), options, kill_at), daemon=True)
+def started(folder, *options, kill_at=None, variables=()):
+    """A process that trains into ``folder``; kill_at: its n-th touch of a file is its last. variables: of its environment."""
+    process = server().Process(target=train, args=(str(folder), options, kill_at, variables), daemon=True)
     process.start()
     return process
 
 
-def finished(folder, *options, kill_at=None):
+def finished(folder, *options, kill_at=None, variables=()):
     """The exit status, -9 if it was killed, and what it has said."""
-    process = started(folder, *options, kill_at=kill_at)
+    process = started(folder, *options, kill_at=kill_at, variables=variables)
     process.join(120)
     if process.exitcode is None:
         process.kill()
-    log = f"{folder}.log"
+    log = f"{folder}.log{dict(variables).get('RANK', '')}"
     return process.exitcode, open(log).read() if os.path.exists(log) else ""
 
 
-def train(folder, options, kill_at):
-    with open(f"{folder}.log", "w") as log:
+def ranks_started(folder, *options, world=2):
+    """As torchrun starts them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world)}
+    ranks = [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world)]
+    return [started(folder, *options, variables=rank) for rank in ranks]
+
+
+def ranks_finished(folder, *options, world=2):
+    """[(exit status, what it has said) of each rank]"""
+    return ended(folder, ranks_started(folder, *options, world=world))
+
+
+def ended(folder, processes):
+    found = []
+    for rank, process in enumerate(processes):
+        process.join(60)
+        process.kill()
+        process.join()
+        found.append((process.exitcode, open(f"{folder}.log{rank}").read()))
+    return found
+
+
+def train(folder, options, kill_at, variables):
+    os.environ.update(variables)
+    with open(f"{folder}.log{os.environ.get('RANK', '')}", "w") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
         torch.set_num_threads(1)

@@ -16,6 +16,10 @@ class Amp:
     def forward(self):
         return torch.autocast(self.kind, self.dtype, enabled=self.dtype is not None)
 
+    def widened(self, logits):
+        """For the loss."""
+        return logits if self.dtype is None else logits.float()
+
     def align(self, given):
         """Of the collector; weights are float32, so it cannot see that products are not."""
         return ALIGN if given is None and self.dtype is not None and self.kind == "cuda" else given

@@ -115,7 +115,8 @@ class Trainer:
         """``batch_size``: of all processes together. Returns logits and the share of these images in the batch's mean loss."""
         with self.amp.forward():
             logits = self.forward(images)
-        loss = F.cross_entropy(logits.float(), labels, reduction="sum") / batch_size
+        logits = self.amp.widened(logits)
+        loss = F.cross_entropy(logits, labels, reduction="sum") / batch_size
         total = loss * self.world.size  # gradients are averaged over the processes
         if self.arguments.lam and not self.proximal:
             total = total + self.arguments.lam * penalty(self.model)

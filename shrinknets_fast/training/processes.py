@@ -55,7 +55,7 @@ class Several:
             yield
         except ShrinkError as caught:
             error = caught
-        errors = [None] * self.size
+        errors: list[str | None] = [None] * self.size
         distributed.all_gather_object(errors, None if error is None else str(error))
         for rank, text in enumerate(errors):
             if text is not None:

@@ -16,7 +16,9 @@ class Saver:
 
     def __init__(self, folder):
         self.folder = folder
-        self.stale = OF_THE_END  # of an earlier run: they would stand beside a checkpoint that is not theirs
+        self.stale: tuple[str, ...] = (
+            OF_THE_END  # of an earlier run: they would stand beside a checkpoint that is not theirs
+        )
 
     def checkpoint(self, trainer):
         """All ranks call it."""
