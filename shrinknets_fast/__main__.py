@@ -5,7 +5,7 @@ import sys
 import torch
 
 from .errors import ShrinkError
-from .training.arguments import DESCRIPTION, EPILOG, Parser, add_arguments, join_negative_values
+from .training.arguments import DESCRIPTION, EPILOG, Parser, add_arguments, given_in, join_negative_values
 from .training.versions import versions
 
 PROGRAM = "python -m shrinknets_fast"
@@ -21,7 +21,7 @@ def parser():
     return top
 
 
-def info(arguments):
+def info(arguments, argv):
     """Everything a bug report needs."""
     if arguments.dispatch:
         from .dispatch import table
@@ -43,20 +43,22 @@ def info(arguments):
     return 0
 
 
-def train(arguments):
+def train(arguments, argv):
     from .training.command import train  # tqdm, matplotlib and the data sets are only needed here
 
-    return train(arguments)
+    return train(arguments, given_in(argv))
 
 
 def main(argv=None):
     """The exit status: 0, 2 for bad input, 130 after Ctrl-C."""
-    arguments = parser().parse_args(join_negative_values(sys.argv[1:] if argv is None else argv))
+    argv = join_negative_values(sys.argv[1:] if argv is None else argv)
+    arguments = parser().parse_args(argv)
     command = vars(arguments).pop("command")
     try:
-        return {"train": train, "info": info}[command](arguments)
+        return {"train": train, "info": info}[command](arguments, argv[1:])
     except ShrinkError as error:
-        print(f"{PROGRAM} {command}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        if not getattr(error, "said_elsewhere", False):
+            print(f"{PROGRAM} {command}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"{PROGRAM} {command}: interrupted", file=sys.stderr)

@@ -18,6 +18,7 @@ from .filters import leave_fast_paths
 from .graph.modules import Sizes, make_persistent
 from .insides import IncompatibleKeys
 from .latest import note_loaded
+from .ops.compact import dense_strides
 from .sharded import is_sharded
 from .wrapped import unwrapped
 
@@ -108,7 +109,10 @@ def make_fit(
     sizes = sizes or Sizes(model)
     changed = [(tensor, tuple(tensor.shape)) for tensor, _ in resized]
     for tensor, shape in resized:
-        empty = torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
+        strides = dense_strides(
+            tensor, shape
+        )  # channels-last stays it: another order would be computed by other kernels
+        empty = torch.empty_strided(shape, strides, dtype=tensor.dtype, device=tensor.device)
         tensor.set_(empty)  # type: ignore[call-overload]  # torch declares no set_ of a tensor alone
         tensor.grad = None
     sizes.sync(model)

@@ -170,3 +170,35 @@ def power_sgd():
     hook = functools.partial(DDP.register_comm_hook, state=state, hook=power.powerSGD_hook)
     found = together(Perceptron, 40, hook=hook, between=look, min_dead=1.0, compare=False)
     return found, seen, (state.iter, len(state.error_dict))
+
+
+def trainer():
+    """The command line's. The last batch of an epoch has one image: the second rank has none of it."""
+    from shrinknets_fast.training.processes import Alone, Several
+
+    return {"all": trained(Several()), "alone": trained(Alone()) if rank() == 0 else None}
+
+
+def trained(world):
+    import argparse
+
+    from shrinknets_fast.training import data, loop, models, state
+    from shrinknets_fast.training.arguments import add_arguments, with_defaults
+    from shrinknets_fast.training.progress import Progress
+
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    options = "--width 24 --lr 1e-2 --lam 3e-2 --epochs 4 --batch-size 32".split()
+    arguments = with_defaults(parser.parse_args(options))
+    images, labels, *test = data.load("digits", None)
+    parts = data.Data(images[:257].double(), labels[:257], test[0].double(), test[1])
+    torch.manual_seed(0)
+    trainer = loop.Trainer(models.build(arguments, parts.images.shape[1:]).double(), parts, arguments, world)
+    trainer.run(Progress(NoBar, 1, shown=False), False, lambda: None)
+    found = state.of(trainer)
+    return {name: found[name] for name in ("model", "optimizer", "history")}
+
+
+class NoBar:
+    def __init__(self, **options):
+        self.set_postfix_str = self.update = lambda *args, **options: None

@@ -42,6 +42,13 @@ def test_a_checkpoint_holds_live_bytes_only(tmp_path):
     assert (tmp_path / "shrunk.pt").stat().st_size < 0.6 * (tmp_path / "full.pt").stat().st_size
 
 
+def test_the_order_in_memory_is_the_fresh_models():
+    fresh = conv_net().to(memory_format=torch.channels_last)
+    sn.load_state_dict(fresh, shrunk().state_dict())
+    weight = fresh[2][0].weight
+    assert weight.shape[1] > 1 and weight.is_contiguous(memory_format=torch.channels_last)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

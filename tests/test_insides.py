@@ -10,8 +10,8 @@ import shrinknets_fast
 from shrinknets_fast import insides
 
 FOLDER = Path(shrinknets_fast.__file__).parent
-DOCUMENTED = {"_check", "_foreach_mul"}  # by torch itself
-OWN = {"_reading", "_companions", "_getframe"}  # of this package, and of Python
+DOCUMENTED = {"_check", "_foreach_maximum_", "_foreach_minimum", "_foreach_mul"}  # by torch itself
+OWN = {"_reading", "_companions", "_inputs", "_models", "_getframe"}  # of this package, of accelerate, and of Python
 
 
 @pytest.mark.parametrize("name", insides.ATTRIBUTES)

@@ -81,10 +81,10 @@ def test_a_layer_of_one_unit(tmp_path):
 def test_nan_in_theta_stops_training_and_keeps_the_last_good_checkpoint(tmp_path, capsys, monkeypatch, collect):
     real_step = loop.Trainer.step
 
-    def step(trainer, images, labels):
+    def step(trainer, *batch):
         if trainer.step_count == 2 * trainer.steps_per_epoch + 3:
             trainer.model.hidden2.theta.data[0] = float("nan")
-        return real_step(trainer, images, labels)
+        return real_step(trainer, *batch)
 
     monkeypatch.setattr(loop.Trainer, "step", step)
     out = tmp_path / "run"

@@ -2,12 +2,15 @@
 
 import argparse
 import math
+import os
 import sys
 
 from .budget import add_targets
 
 DATA = ("digits", "mnist", "fashion", "cifar10")
 MODELS = ("mlp", "lenet5")
+AMP = ("bf16", "fp16")
+NOT_GIVEN = object()
 # digits has 1,437 training images: smaller batches and more epochs give it the 2,700 steps it needs, in seconds.
 EPOCHS = {"digits": 60}
 BATCH_SIZE = {"digits": 32}
@@ -28,7 +31,18 @@ written to OUT:
   history.jsonl  one row per epoch and one per collection ("kind" says which)
   history.png    features per layer and the loss over the steps, collections marked
   plain.pt2      the folded network as a torch.export program for any batch size; loads without this package
-  last.pt        model, optimizer and collector after the last epoch; torch.load(..., weights_only=True)
+  last.pt        the checkpoint: all that --resume goes on from; torch.load(..., weights_only=True)
+  tensorboard/   events, with --tensorboard
+
+last.pt and history.jsonl are replaced after each epoch (--save-every: more often), the others are written at the end. Each file is
+replaced in one piece, so a run that is killed loses the steps since its checkpoint and nothing else. --resume goes on from
+OUT/last.pt with the run's arguments: repeat those that you gave, or none. --epochs, --device, --data-dir, --save-every, --compile
+and --tensorboard may be given anew; any other that differs is refused. On the CPU the end is that of a run that nothing has
+stopped, bit for bit. One run at a time writes into OUT.
+
+several processes:
+  torchrun --nproc-per-node 2 -m shrinknets_fast train ...
+  Each has its share of every batch (--batch-size is that of all together); gloo on the CPU, nccl on GPUs, one for each.
 
 Ctrl-C stops after the current step, writes all of these and exits with status 130. Bad input: one line, status 2.
 """
@@ -41,7 +55,8 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
 
     def error(self, message):
-        print(f"{self.prog}: error: {' '.join(message.split())}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # torchrun gives all processes the same arguments
+            print(f"{self.prog}: error: {' '.join(message.split())}", file=sys.stderr)
         raise SystemExit(2)
 
 
@@ -100,6 +115,28 @@ def add_arguments(parser):
         action="store_false",
         help="leave dead features in place, to see what removal saves",
     )
+
+    add(
+        "--save-every", type=count, metavar="STEPS", help="steps between two checkpoints; default: one after each epoch"
+    )
+    add("--resume", action="store_true", help="go on from OUT/last.pt")
+    add(
+        "--amp",
+        nargs="?",
+        const="bf16",
+        choices=AMP,
+        help="forward under torch.autocast: bf16 (what --amp alone means), or fp16 with loss scaling; default: float32",
+    )
+    add("--compile", action="store_true", help="torch.compile the forward; each collection costs a compilation")
+    add("--tensorboard", action="store_true", help="scalars for TensorBoard into OUT/tensorboard")
+
+
+def given_in(argv):
+    """{name: value} of the arguments that stand in ``argv``, as opposed to defaults."""
+    parser = Parser()
+    add_arguments(parser)
+    parser.set_defaults(**dict.fromkeys(vars(parser.parse_args([])), NOT_GIVEN))
+    return {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not NOT_GIVEN}
 
 
 def with_defaults(arguments):

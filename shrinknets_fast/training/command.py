@@ -1,97 +1,105 @@
 """``train`` from its arguments to its files."""
 
 import contextlib
-import json
+from pathlib import Path
 
 import torch
 
 from ..errors import ShrinkError
-from . import files, picture, plain, report
+from . import files, report, resume, tensorboard
 from .arguments import with_defaults
 from .data import load
-from .latency import latency
+from .device import choose_device, few_threads
 from .loop import Trainer
 from .models import build, weight_count
+from .processes import processes
 from .progress import Interrupt, Progress
 from .refusal import Refusal, require
+from .saving import CHECKPOINT, Saver
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
-SMALL = 5e8  # floating-point operations: some 10 ms on one core
 
 
-def train(arguments):
-    """The exit status. Everything that can be refused is refused before the first file is written."""
-    arguments = with_defaults(arguments)
-    tqdm = require("tqdm", "tqdm", "train").tqdm
-    figure_class = require("matplotlib.figure", "matplotlib", "train").Figure
-    device = choose_device(arguments.device)
-    arguments.device = str(device)
-    files.check_folder(arguments.out)
-    data = load(arguments.data, arguments.data_dir)
-    torch.manual_seed(arguments.seed)
-    model = build(arguments, data.images.shape[1:]).to(device)
-    before = weight_count(model)
-    trainer = Trainer(model, data.to(device), arguments)
-    out = files.make_folder(arguments.out)
-    with Interrupt() as interrupt, few_threads(arguments, before):
-        with Progress(tqdm, trainer.steps_per_epoch * arguments.epochs) as progress:
-            run(trainer, progress, interrupt, out)
-        summary = finish(trainer, figure_class, out, before, bool(interrupt))
-    print(report.table(summary, out))
-    return INTERRUPTED if interrupt else 0
+def train(arguments, given):
+    """The exit status. Everything that can be refused is refused before the first file is written.
+
+    given: {name: value} of the arguments that are no defaults.
+    """
+    with contextlib.ExitStack() as stack:
+        world = stack.enter_context(processes())
+        return Run(arguments, given, world, stack).run()
 
 
-def choose_device(name):
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise Refusal(f"--device {name!r} is not cpu, cuda or cuda:N") from error
-    if device.type not in ("cpu", "cuda"):
-        raise Refusal(f"--device {name!r} is not cpu, cuda or cuda:N")
-    there = torch.cuda.device_count() if device.type == "cuda" else 1
-    if (device.index or 0) >= there:
-        raise Refusal(f"--device {name!r} is not available: torch {torch.__version__} sees {there} CUDA devices")
-    return device
+class Run:
+    """One call of ``train``, by one process of ``world``; what has to be undone at its end is on ``stack``."""
 
+    def __init__(self, arguments, given, world, stack):
+        self.world, self.stack = world, stack
+        with world.agreed():
+            self.tqdm = require("tqdm", "tqdm", "train").tqdm
+            self.figure_class = require("matplotlib.figure", "matplotlib", "train").Figure
+            self.arguments = with_defaults(arguments)
+            self.checkpoint = self.read(given)
+            device = choose_device(self.arguments.device, world)
+            self.arguments.device = device.type if world.size > 1 else str(device)
+            files.check_folder(self.arguments.out)
+            self.writer = tensorboard.needed() if self.arguments.tensorboard else None
+        data = world.in_turn(lambda: load(self.arguments.data, self.arguments.data_dir))
+        with world.agreed():
+            torch.manual_seed(self.arguments.seed)
+            model = build(self.arguments, data.images.shape[1:]).to(device)
+            self.before = weight_count(model)
+            with self.fitting():
+                self.trainer = Trainer(model, data.to(device), self.arguments, world, self.checkpoint)
+            if self.checkpoint is not None:
+                resume.check_end(self.trainer, self.path)
+        with world.agreed():
+            folder = stack.enter_context(files.own_folder(self.arguments.out)) if world.rank == 0 else None
+            self.saver = Saver(folder)
 
-@contextlib.contextmanager
-def few_threads(arguments, weights):
-    """One thread where a step is small: as fast on idle cores (4 s for digits), and 4 s against 190 s on busy ones."""
-    threads = torch.get_num_threads()
-    operations = 6 * arguments.batch_size * weights  # of a step, where no convolution uses a weight more than once
-    if arguments.model == "mlp" and operations < SMALL:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+    @property
+    def path(self):
+        return Path(self.arguments.out) / CHECKPOINT
 
+    def read(self, given):
+        """The checkpoint to go on from, which rank 0 reads for all; its arguments are taken over."""
+        if not self.arguments.resume:
+            return None
+        with self.world.agreed():
+            checkpoint = resume.read(self.path) if self.world.rank == 0 else None
+        checkpoint = self.world.from_first(checkpoint)
+        resume.take_arguments(self.arguments, given, checkpoint, self.path)
+        return checkpoint
 
-def run(trainer, progress, interrupt, out):
-    def save():
-        trainer.collector.trim(waste=0)  # a file holds whole storages
-        files.replace(out / "last.pt", lambda file: torch.save(trainer.state_dict(), file))
-        rows = "".join(json.dumps(row) + "\n" for row in trainer.history.rows)
-        files.replace_text(out / "history.jsonl", rows)
+    def fitting(self):
+        return contextlib.nullcontext() if self.checkpoint is None else resume.fitting(self.path)
 
-    try:
-        trainer.run(progress, interrupt, save)
-    except (ShrinkError, torch.OutOfMemoryError) as error:
-        kept = out / "last.pt"
-        where = f"the last good checkpoint is {kept}" if kept.exists() else "there is no checkpoint yet"
-        place = f"epoch {trainer.epoch}, step {trainer.step_count}"
-        raise Refusal(f"training stopped in {place}: {error}; {where}") from error
+    def run(self):
+        trainer, saver = self.trainer, self.saver
+        total = trainer.steps_per_epoch * self.arguments.epochs
+        with Interrupt() as interrupt, few_threads(self.arguments, self.before):
+            with Progress(self.tqdm, total, trainer.step_count, shown=saver.folder is not None) as progress:
+                self.steps(progress, interrupt)
+            interrupted = trainer.epochs_done < self.arguments.epochs
+            if saver.folder is not None:
+                summary = saver.end(trainer, self.figure_class, self.before, interrupted)
+                print(report.table(summary, saver.folder))
+        return INTERRUPTED if interrupted else 0
 
-
-def finish(trainer, figure_class, out, parameters_before, interrupted):
-    """Write what only the end of training knows."""
-    images = trainer.data.test_images
-    network = plain.export(trainer.model, images, out / "plain.pt2")
-    difference = plain.max_abs_diff(trainer.model, out / "plain.pt2", images)
-    summary = report.summarise(trainer, network, difference, parameters_before, interrupted)
-    summary["latency_ms"] = latency(trainer.arguments, images.shape[1:], network, images.device)
-    picture.draw(figure_class, trainer.history, summary, out / "history.png")
-    files.replace_text(out / "summary.json", json.dumps(summary, indent=2) + "\n")
-    return summary
+    def steps(self, progress, interrupt):
+        trainer, saver, board = self.trainer, self.saver, None
+        if self.writer is not None and saver.folder is not None:
+            resumed = self.checkpoint is not None
+            board = self.stack.enter_context(tensorboard.Board(self.writer, saver.folder, trainer, resumed))
+        try:
+            trainer.run(progress, interrupt, lambda: saver.checkpoint(trainer), board)
+        except (ShrinkError, torch.OutOfMemoryError) as error:
+            kept = f"the last good checkpoint is {self.path}" if self.path.exists() else "there is no checkpoint yet"
+            place = f"epoch {trainer.epoch}, step {trainer.step_count}"
+            refusal = Refusal(f"training stopped in {place}: {error}; {kept}")
+            refusal.said_elsewhere = self.world.rank > 0 and isinstance(error, ShrinkError)  # which all ranks raise
+            raise refusal from error
+        except RuntimeError as error:
+            if not (self.arguments.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))):
+                raise
+            raise Refusal(f"--compile: torch.compile failed, train without it: {str(error)[:300]}") from error

@@ -9,9 +9,13 @@ SAMPLES = 500  # of the sizes over a run: more than the picture has pixels for
 
 
 class History:
-    """Collects on the device; values reach the host at the end of an epoch, so that no step waits for them."""
+    """Collects on the device; values reach the host at the end of an epoch and with a checkpoint: no step waits for them.
 
-    def __init__(self, model, steps):
+    total(tensor): its sum over all processes, of each of which a loss is a share.
+    """
+
+    def __init__(self, model, steps, total):
+        self.total = total
         self.filters = named_filters(model)
         self.start = {name: total for name, (_, total) in features(model).items()}
         self.rows, self.losses = [], []
@@ -29,11 +33,19 @@ class History:
         self.size_steps.append(step)
         self._sizes.append(torch.stack([layer.alive.sum() for layer in self.filters.values()]))
 
+    def flush(self):
+        """All processes call it at the same steps."""
+        if self._losses:
+            self.losses += self.total(torch.stack(self._losses)).tolist()
+            self._losses.clear()
+
+    def losses_of_epoch(self, trainer):
+        return self.losses[(trainer.epoch - 1) * trainer.steps_per_epoch :]
+
     def end_epoch(self, trainer):
         self._sample(trainer.step_count)
-        new = torch.stack(self._losses).tolist()
-        self.losses += new
-        self._losses.clear()
+        self.flush()
+        new = self.losses_of_epoch(trainer)
         test_loss, test_accuracy = trainer.evaluate()
         row = {
             "kind": "epoch",
@@ -72,3 +84,15 @@ class History:
 
     def of_kind(self, kind):
         return [row for row in self.rows if row["kind"] == kind]
+
+    def state_dict(self):
+        self.flush()
+        sizes = torch.stack(self._sizes).cpu()
+        losses = torch.tensor(self.losses, dtype=torch.float64)  # in float64 as the host has them
+        rows = [dict(row) for row in self.rows]
+        return {"rows": rows, "losses": losses, "size_steps": list(self.size_steps), "sizes": sizes}
+
+    def load_state_dict(self, state):
+        self.rows, self.losses = list(state["rows"]), state["losses"].tolist()
+        device = self._sizes[0].device
+        self.size_steps, self._sizes = list(state["size_steps"]), list(state["sizes"].to(device))

@@ -11,18 +11,24 @@ ON_A_TERMINAL, IN_A_LOG = 0.25, 5.0  # seconds between two refreshes
 
 
 class Progress:
-    """A tqdm bar that looks at the model a few times per second only: every look waits for the device."""
+    """A tqdm bar that looks at the model a few times per second only: every look waits for the device.
 
-    def __init__(self, tqdm, steps):
+    done: steps of an earlier run. shown: whether there is a bar.
+    """
+
+    def __init__(self, tqdm, steps, done=0, shown=True):
         self.interval = ON_A_TERMINAL if sys.stderr.isatty() else IN_A_LOG
         form = "{percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}"
-        self.bar = tqdm(total=steps, bar_format=form, mininterval=0)
+        self.shown = shown
+        self.bar = tqdm(total=steps, initial=done, bar_format=form, mininterval=0, disable=not shown)
         self.shown_at = time.perf_counter()
         self.steps = 0
         self.test = ""
 
     def due(self):
         """Counts a step; true where the bar is due, and at the very last step."""
+        if not self.shown:
+            return False
         self.steps += 1
         last = self.bar.n + self.steps == self.bar.total
         return last or time.perf_counter() - self.shown_at > self.interval

@@ -1,11 +1,12 @@
 """summary.json, and the same for people."""
 
 from .models import weight_count
+from .state import recorded
 from .versions import versions
 
 
 def summarise(trainer, plain, difference, parameters_before, interrupted):
-    arguments, history = trainer.arguments, trainer.history
+    history = trainer.history
     last = history.of_kind("epoch")[-1]
     return {
         "test_accuracy": last["test_accuracy"],
@@ -19,7 +20,7 @@ def summarise(trainer, plain, difference, parameters_before, interrupted):
         "collections": len(history.of_kind("collection")),
         "plain_max_abs_diff": difference,
         "interrupted": interrupted,
-        "arguments": dict(vars(arguments)),
+        "arguments": recorded(trainer.arguments),
         "versions": versions(),
     }
 
