@@ -52,7 +52,10 @@ def test_compile_takes_the_compiled_forward(tmp_path, monkeypatch):
     plain, expected = train(tmp_path / "b")
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
     assert summary["features"] == plain["features"] and summary["collections"] > 0
-    torch.testing.assert_close(last["model"], expected["model"], rtol=1e-4, atol=1e-5)
+    assert summary["test_loss"] == pytest.approx(plain["test_loss"], rel=1e-4)
+    assert (
+        summary["collections"] < plain["collections"]
+    )  # few graphs: the dead wait in last.pt, and have left at the end
     assert list(last["model"]) == list(expected["model"])
 
 

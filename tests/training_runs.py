@@ -136,7 +136,7 @@ def rows_of(folder):
 
 
 def timeless(row):
-    return {name: value for name, value in row.items() if name not in ("seconds", "milliseconds")}
+    return {name: value for name, value in row.items() if name not in ("seconds", "milliseconds", "latency_ms")}
 
 
 def state_of(folder):
