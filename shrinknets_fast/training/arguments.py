@@ -32,8 +32,8 @@ written to OUT:
   last.pt        the checkpoint: all that --resume goes on from; torch.load(..., weights_only=True)
   tensorboard/   events, with --tensorboard
 
-last.pt and history.jsonl are replaced after each epoch (--save-every: more often), the others are written at the end. Each file is
-replaced in one piece, so a run that is killed loses the steps since its checkpoint and nothing else. --resume goes on from
+last.pt and history.jsonl are replaced after each epoch (--save-every: more often), the others are written at the end. Each file
+is replaced in one piece, so a run that is killed loses the steps since its checkpoint and nothing else. --resume goes on from
 OUT/last.pt with the run's arguments: repeat those that you gave, or none. --epochs, --device, --data-dir, --save-every, --compile
 and --tensorboard may be given anew; any other that differs is refused. On the CPU the end is that of a run that nothing has
 stopped, bit for bit. One run at a time writes into OUT.
