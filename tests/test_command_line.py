@@ -37,6 +37,8 @@ BAD_VALUES = [
     ("--every", "0"),
     ("--align", "0"),
     ("--seed", "-1"),
+    ("--save-every", "0"),
+    ("--amp", "int8"),
     ("--device", "tpu9"),
     ("--device", "meta"),
     ("--device", "cuda:99"),
@@ -171,9 +173,10 @@ def test_help_names_every_argument(capsys):
     assert end.value.code == 0
     text = capsys.readouterr().out
     sizes = "model width depth epochs batch-size every align"
-    for name in f"data lam lr filter-lr proximal seed device data-dir out no-collect {sizes}".split():
+    more = "resume save-every amp compile tensorboard"
+    for name in f"data lam lr filter-lr proximal seed device data-dir out no-collect {sizes} {more}".split():
         assert f"--{name}" in text
-    assert "130" in text
+    assert "130" in text and "torchrun" in text
 
 
 def test_info(capsys):
