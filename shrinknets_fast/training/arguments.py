@@ -5,6 +5,8 @@ import math
 import os
 import sys
 
+from .budget import add_targets
+
 DATA = ("digits", "mnist", "fashion", "cifar10")
 MODELS = ("mlp", "lenet5")
 AMP = ("bf16", "fp16")
@@ -25,15 +27,15 @@ models:
 """
 EPILOG = """\
 written to OUT:
-  summary.json   test accuracy, sizes, parameters, time, arguments and versions
+  summary.json   test accuracy, sizes, parameters, time, latency, arguments and versions
   history.jsonl  one row per epoch and one per collection ("kind" says which)
   history.png    features per layer and the loss over the steps, collections marked
   plain.pt2      the folded network as a torch.export program for any batch size; loads without this package
   last.pt        the checkpoint: all that --resume goes on from; torch.load(..., weights_only=True)
   tensorboard/   events, with --tensorboard
 
-last.pt and history.jsonl are replaced after each epoch (--save-every: more often), the others are written at the end. Each file
-is replaced in one piece, so a run that is killed loses the steps since its checkpoint and nothing else. --resume goes on from
+last.pt and history.jsonl are replaced after each epoch (--save-every: more often), the others are written at the end. Each is
+replaced in one piece, so a run that is killed loses the steps since its checkpoint and nothing else. --resume goes on from
 OUT/last.pt with the run's arguments: repeat those that you gave, or none. --epochs, --device, --data-dir, --save-every, --compile
 and --tensorboard may be given anew; any other that differs is refused. On the CPU the end is that of a run that nothing has
 stopped, bit for bit. One run at a time writes into OUT.
@@ -100,6 +102,7 @@ def add_arguments(parser):
         action="store_true",
         help="apply the penalty as a soft threshold after each step, not as a gradient",
     )
+    add_targets(add, positive)
     add("--every", type=count, default=1, help="steps between two looks for dead features; default: 1")
     add("--align", type=count, help="keep layer sizes multiples of this; default: 1 (8 for half types on a GPU)")
     add("--seed", type=seed, default=0, help="default: 0")
