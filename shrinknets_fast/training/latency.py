@@ -3,7 +3,6 @@
 import copy
 
 import torch
-from torch.utils.benchmark import Timer
 
 from ..filters import named_filters
 from ..folding import folded
@@ -36,6 +35,8 @@ def unfiltered(model):
 
 
 def milliseconds(network, images):
+    from torch.utils.benchmark import Timer  # loads what builds C++, which speaks where it finds a toolkit and no GPU
+
     names = {"network": network, "images": images}
     timer = Timer("network(images)", globals=names, num_threads=torch.get_num_threads())
     return round(1e3 * timer.blocked_autorange(min_run_time=SECONDS).median, 4)
