@@ -1,6 +1,10 @@
 """One line for a user of Lightning."""
 
+import os
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -37,10 +41,8 @@ def loader():
 
 
 def trainer(folder, callback, epochs, **options):
-    options = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, **options}
-    return L.Trainer(
-        max_epochs=epochs, accelerator="cpu", devices=1, default_root_dir=folder, callbacks=callback, **options
-    )
+    options = {"devices": 1, "logger": False, "enable_progress_bar": False, "enable_model_summary": False, **options}
+    return L.Trainer(max_epochs=epochs, accelerator="cpu", default_root_dir=folder, callbacks=callback, **options)
 
 
 def size(model):
@@ -108,3 +110,44 @@ def test_what_would_not_shrink_is_refused(tmp_path):
     with pytest.raises(sn.ShrinkError, match="lam is -1"):
         sn.integrations.lightning.Shrink(X[:2], lam=-1)
     warnings.resetwarnings()
+
+
+ON_TWO_PROCESSES = """\
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, {tests!r})
+from test_integrations_lightning import Net, L, loader, shrink, size, trainer
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    found = []
+    for checkpoint in (None, folder / "last.ckpt"):
+        torch.manual_seed(0)
+        model = Net()
+        strategy = L.strategies.DDPStrategy(process_group_backend="gloo")
+        run = trainer(folder, [shrink()], 5 if checkpoint else 2, strategy=strategy, devices=2, enable_checkpointing=False)
+        run.fit(model, loader(), ckpt_path=checkpoint)
+        run.save_checkpoint(folder / "last.ckpt")
+        found.append((size(model), model.state_dict()))
+    torch.save(found, folder / f"rank{{run.global_rank}}.pt")
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_shrink_alike_and_go_on(tmp_path):
+    script = tmp_path / "run.py"
+    script.write_text(ON_TWO_PROCESSES.format(tests=str(Path(__file__).parent)))
+    path = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path)], env=env, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
+    for (mine, here), (theirs, there) in zip(first, second, strict=True):
+        assert mine == theirs
+        assert all(torch.equal(tensor, there[name]) for name, tensor in here.items())
+    assert first[1][0] < size(Net()) / 2 and first[1][0] < first[0][0]
