@@ -128,7 +128,7 @@ if __name__ == "__main__":
         torch.manual_seed(0)
         model = Net()
         strategy = L.strategies.DDPStrategy(process_group_backend="gloo")
-        run = trainer(folder, [shrink()], 5 if checkpoint else 2, strategy=strategy, devices=2, enable_checkpointing=False)
+        run = trainer(folder, [shrink()], 6 if checkpoint else 4, strategy=strategy, devices=2, enable_checkpointing=False)
         run.fit(model, loader(), ckpt_path=checkpoint)
         run.save_checkpoint(folder / "last.ckpt")
         found.append((size(model), model.state_dict()))
