@@ -25,9 +25,10 @@ def layers(model):
 
 
 def shard(model, each=True, **options):
+    options.setdefault("mesh", mesh())
     for layer in (layers(model) or list(model.children())) if each else ():
-        fully_shard(layer, mesh=mesh(), **options)
-    return fully_shard(model, mesh=mesh(), **options)
+        fully_shard(layer, **options)
+    return fully_shard(model, **options)
 
 
 def wholly(value):
@@ -100,6 +101,23 @@ def residual_in_shards():
 
 def kept_whole_after_forward():
     return sharded(Perceptron, 30, shard_options={"reshard_after_forward": False})
+
+
+def replicated():
+    """Four ranks, two with each part (HSDP)."""
+    return sharded(
+        Perceptron, 30, shard_options={"mesh": init_device_mesh("cpu", (2, 2), mesh_dim_names=("copy", "part"))}
+    )
+
+
+def replicas_that_differ():
+    """A theta is another on one of two ranks that have it."""
+    model, x, y = made(Perceptron)
+    shard(model, mesh=init_device_mesh("cpu", (2, 2), mesh_dim_names=("copy", "part")))
+    gc = sn.GarbageCollector(model, x[:4], optimizers=adam(model))
+    if rank() == 3:
+        model[0].theta.to_local()[3] += 0.01
+    gc.step()
 
 
 def offloaded():

@@ -76,6 +76,14 @@ def test_with_other_numbers_of_ranks(tmp_path, world):
         assert all(gap(first["model"], other["model"]) == 0 for other in others)
 
 
+@pytest.mark.slow
+def test_parts_that_several_ranks_have(tmp_path):
+    found = run_ranks(["replicas_that_differ", "replicated"], tmp_path / "ranks", 300, 4)
+    check_exact(*found["replicated"].good())
+    for said in found["replicas_that_differ"]:
+        assert said.text.startswith("0.theta differs by 0.01 at feature 35 ") and said.kind == "ShrinkError"
+
+
 def test_penalty_and_features_are_of_the_whole_model(outcomes):
     for found, alone, shown in outcomes["counted"].good():
         assert found[0] == pytest.approx(alone[0], rel=1e-12)
