@@ -116,7 +116,7 @@ def replicas_that_differ():
     shard(model, mesh=init_device_mesh("cpu", (2, 2), mesh_dim_names=("copy", "part")))
     gc = sn.GarbageCollector(model, x[:4], optimizers=adam(model))
     if rank() == 3:
-        model[0].theta.to_local()[3] += 0.01
+        model[0].theta.detach().to_local()[3] += 0.01
     gc.step()
 
 
