@@ -50,9 +50,8 @@ class Compiled:
             self._graphs.append(made)
         self._sizes += 1
         last = self._graphs[-1] if self._graphs else 0
-        ahead = (
-            sum(self._graphs) + 2 * last
-        )  # with the first size, among whose graphs may be anybody's, and the next one
+        # with the first size, among whose graphs may be anybody's, and the next one
+        ahead = sum(self._graphs) + 2 * last
         limit, told = recompile_limit(), None
         if self._is_stale() or self.is_known() and ahead > limit:
             torch.compiler.reset()

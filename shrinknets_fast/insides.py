@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import torch
@@ -55,14 +56,21 @@ __all__ = [
 ]
 
 
-def lone_wrapper() -> Any:
-    """A DistributedDataParallel of one process, to ask for its attributes."""
+@contextlib.contextmanager
+def lone_process() -> Iterator[None]:
+    """A process group of this one alone."""
     distributed: Any = torch.distributed
     distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
     try:
-        return nn.parallel.DistributedDataParallel(nn.Linear(1, 1), static_graph=True)
+        yield
     finally:
         distributed.destroy_process_group()
+
+
+def lone_wrapper() -> Any:
+    """A DistributedDataParallel of one process, to ask for its attributes."""
+    with lone_process():
+        return nn.parallel.DistributedDataParallel(nn.Linear(1, 1), static_graph=True)
 
 
 # Where a module keeps its hooks.
@@ -80,12 +88,8 @@ def lone_sharded() -> Any:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    distributed: Any = torch.distributed
-    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
-    try:
+    with lone_process():
         return fully_shard(nn.Linear(1, 1), mesh=init_device_mesh("cpu", (1,)))
-    finally:
-        distributed.destroy_process_group()
 
 
 def lone_part() -> Any:

@@ -14,7 +14,7 @@ HERE = Path(__file__).parent
 
 
 def run_ranks(cases, folder, timeout, world=2, **options):
-    """Run the functions of rank_exact.py and rank_faults.py with these names, one after the other, in ``world`` processes.
+    """Run the functions of the rank_*.py with these names, one after the other, in ``world`` processes.
 
     Returns {case: [outcome of each rank]}; an outcome is what the function returned, or the :class:`Raised`. Processes that are
     not through after ``timeout`` seconds are killed; what they did not get to is missing.
@@ -99,6 +99,8 @@ def main(folder, world, options, *cases):
 
     import rank_exact
     import rank_faults
+    import rank_shard_faults
+    import rank_shard_states
     import rank_sharded
     import torch
     from torch import distributed
@@ -110,7 +112,10 @@ def main(folder, world, options, *cases):
     distributed.init_process_group("gloo", store=store, rank=rank, world_size=int(world), timeout=limit)
     for case in cases:
         try:
-            module = next((m for m in (rank_exact, rank_sharded) if hasattr(m, case)), rank_faults)
+            module = next(
+                (m for m in (rank_exact, rank_sharded, rank_shard_states, rank_shard_faults) if hasattr(m, case)),
+                rank_faults,
+            )
             found = getattr(module, case)(**pickle.loads(bytes.fromhex(options)))
         except Exception as error:
             found = Raised(error)

@@ -35,15 +35,20 @@ class Sharding:
         self.model = model
         mesh = fsdp.mesh_of(model)
         self.group = mesh.get_group() if mesh.ndim == 1 else None
-        self.device = next(iter(fsdp.parameters(model).values())).device
+        self.parameters = fsdp.parameters(model)  # found once: each look asks for every theta
+        self.device = next(iter(self.parameters.values())).device
         self.twin = plain_twin(model)
 
     def own(self, name: str) -> torch.Tensor:
         """The model's parameter, of which this rank has a part, or its buffer."""
-        p = fsdp.parameters(self.model).get(name)
+        p = self.parameters.get(name)
         tensor = lookup(self.model, name) if p is None else p.sharded_param
         assert tensor is not None  # the twin has it
         return tensor
+
+    def theta(self, name: str) -> torch.Tensor:
+        """Of the filter with this name."""
+        return self.own(f"{name}.theta" if name else "theta")
 
 
 class ShardedWatch(Watch):
@@ -56,7 +61,7 @@ class ShardedWatch(Watch):
 
     def refresh(self) -> None:
         named = {key: name for key, (name, _) in self._filters.items()}
-        parts = [self._sharding.own(f"{name}.theta" if name else "theta").detach() for name in named.values()]
+        parts = [self._sharding.theta(name).detach() for name in named.values()]
         found = whole(parts, self._sharding.device)
         self._thetas = {key: (named[key], theta) for key, theta in zip(named, found, strict=True)}
         self._is_fresh = True
@@ -75,15 +80,15 @@ class ShardedReading(Reading):
         super().__init__(sharding.twin, inputs_as_meta(args), inputs_as_meta(kwargs))
         self.sharding = sharding
         self.watch = ShardedWatch(self.filters, sharding)
-        self.thetas = [sharding.own(f"{name}.theta" if name else "theta") for name, _ in self.filters.values()]
+        self.thetas = [sharding.theta(name) for name, _ in self.filters.values()]
 
     def tensors(self) -> list[tuple[str, torch.Tensor]]:
         return [(name, self.sharding.own(name)) for name, _ in super().tensors()]
 
     def check_filters(self) -> None:
         super().check_filters()
-        for (name, _), theta in zip(self.filters.values(), getattr(self, "thetas", ()), strict=True):
-            if self.sharding.own(f"{name}.theta" if name else "theta") is not theta:
+        for (name, _), theta in zip(self.filters.values(), self.thetas, strict=True):
+            if self.sharding.theta(name) is not theta:
                 raise ShrinkError(f"{name}.theta was replaced since the model was traced; make a new GarbageCollector")
 
     def check_quickly(self, gradients: bool) -> None:
@@ -113,7 +118,6 @@ class ShardedWork:
 
     def __init__(self, reading: ShardedReading, companions: Companions, plan: Plan) -> None:
         self.plan, self._reading, self._sharding = plan, reading, reading.sharding
-        found = fsdp.parameters(reading.sharding.model)
         self._tensors: list[tuple[TensorPlan, Any, list[Member]]] = []
         for t in plan.tensors:
             own = reading.sharding.own(t.name)
@@ -122,7 +126,7 @@ class ShardedWork:
                 if is_sharded(own):
                     check_member(t.name, own, member.tensor)
             check_exchangeable(t.name, own)
-            self._tensors.append((t, found.get(t.name), members))
+            self._tensors.append((t, self._sharding.parameters.get(t.name), members))
 
     @torch.no_grad()
     def commit(self) -> tuple[int, int]:
