@@ -121,15 +121,17 @@ def known_inputs(
 def folded(module: FilterBase) -> nn.Module:
     """The plain twin of one filtered module: the same object with another class, or a new module in its place."""
     if isinstance(module, Filter):
-        scale = module.theta.detach().clamp(min=0)
+        scale = module.repeated_theta.detach().clamp(min=0)
         return torch.fx.symbolic_trace(_Scale(scale, module.dim)).train(module.training)
     layer: Any = module  # of another class afterwards
     weight, bias = layer.raw("weight"), layer.raw("bias")
     bare = weight is None
-    weight, bias = fold(torch.ones_like(layer.theta) if bare else weight, bias, layer.theta)
+    theta, dim = layer.repeated_theta, layer.weight_dim
+    weight, bias = fold(torch.ones_like(theta) if bare else weight.transpose(0, dim), bias, theta)
+    weight = weight.transpose(0, dim).contiguous()
     activation = layer.activation
     del layer.theta
-    for name in ("init", "owns_theta", "activation"):
+    for name in ("init", "owns_theta", "activation", "neighbours", "blocks"):
         layer.__dict__.pop(name, None)
     layer.__class__ = layer.plain
     if bare:  # a batch norm without affine parameters gets them now

@@ -154,9 +154,11 @@ class Network:
         supposed: {value: dimension} that are taken to be zero everywhere along it, to ask where a filter would help.
         held: whether zeros that parameters and buffers hold now count too.
         """
-        state = Zeros(self.features.count, dead, supposed or {})
+        state = Zeros(self.features.count, supposed or {})
         for bound in self.bound.values() if held else ():
             state.record([bound.value], [held_zeros(bound)])
+        for key in dead.keys() & self.bound.keys():
+            state.record([self.bound[key].value], [[dead[key]]])
         for step in self.steps:
             state.record(step.outputs, zeros_by_rule(step, state))
         return state

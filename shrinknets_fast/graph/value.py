@@ -94,9 +94,8 @@ class Step:
 class Zeros:
     """For each value and dimension: which positions hold nothing but zeros. None means that none is known to."""
 
-    def __init__(self, count: int, dead: Mapping[int, torch.Tensor], supposed: Mapping[Value, int]) -> None:
+    def __init__(self, count: int, supposed: Mapping[Value, int]) -> None:
         self.count = count
-        self._dead = dead
         self._supposed = supposed
         self._known: dict[Value, Sequence[torch.Tensor | None]] = {}
 
@@ -111,9 +110,6 @@ class Zeros:
     def everywhere(self, value: Value) -> bool:
         """Whether all of the value is known to be zero."""
         return any(mask is not None and len(mask) and bool(mask.all()) for mask in self._known.get(value, ()))
-
-    def dead(self, theta: Value) -> torch.Tensor | None:
-        return self._dead.get(id(theta.tensor))
 
     def record(self, outputs: Iterable[Value], zeros: Iterable[Sequence[torch.Tensor | None]]) -> None:
         for value, known in zip(outputs, zeros, strict=True):
