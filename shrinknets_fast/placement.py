@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -164,7 +164,7 @@ def insert(model: nn.Module, modules: Mapping[str, nn.Module], place: Place, ini
         parameter = next(module.parameters(), like)
         factory: dict[str, Any] = {"device": parameter.device, "dtype": parameter.dtype}
         if list(module.parameters(recurse=False)):
-            plain = type(module)
+            plain: Any = type(module)
             module.__class__ = FILTERED.get(plain) or adopted_class(plain, candidate.weight_dim)
             module.activation = None  # the object stays: hooks and references to it stay valid
             module.attach_theta(place.size, init, theta, **factory)

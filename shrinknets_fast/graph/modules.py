@@ -12,6 +12,7 @@ from torch import nn
 
 from ..errors import ShrinkError
 from ..insides import ConvNd, InstanceNorm, NormBase, pytree
+from .followed import followed_by, sync_followed
 
 Model = TypeVar("Model", bound=nn.Module)
 EVERY_MODULE = set(vars(nn.Module()))  # the names of its attributes
@@ -66,9 +67,11 @@ class Sizes:
         convs = [(name, m) for name, m in model.named_modules() if isinstance(m, ConvNd)]
         self.depthwise = {name for name, m in convs if 1 < m.groups == m.in_channels}
         self.given: dict[str, int] = {}  # name -> channels that an instance norm without a tensor was given
+        self.followed = followed_by(model)
 
     def sync(self, model: nn.Module) -> None:
         """Set them to what the tensors of ``model``, a copy or the one that they were made of, say."""
+        sync_followed(model, self.followed)
         for name, module in model.named_modules():
             if isinstance(module, NormBase):
                 sync_norm(module, self.given.get(name))

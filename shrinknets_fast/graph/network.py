@@ -16,6 +16,7 @@ from .module_op import ModuleOp, module_calls
 from .op import Op
 from .rule_faults import by_rule, zeros_by_rule
 from .rules.registry import MODULES
+from .splits import Choices, Splits
 from .trace import Traced
 from .value import Read, Step, Value, Zeros
 
@@ -33,8 +34,9 @@ class Bound:
 class Network:
     """The features of a model, and everything that happens to them in its forward, in order."""
 
-    def __init__(self, traced: Iterable[Traced]) -> None:
+    def __init__(self, traced: Iterable[Traced], choices: Choices | None = None) -> None:
         self.features = FeatureSpace()
+        self.splits = Splits(choices or {})
         self.bound: dict[int, Bound] = {}  # id(tensor) -> Bound
         self.reads: list[Read] = []
         self.makes: list[tuple[Axis, str]] = []  # (axis, label): who writes the features of this axis

@@ -63,17 +63,22 @@ def instance_norm(op: Op) -> Value:
 
 @register_rule(*named("layer_norm", "rms_norm"))
 def layer_norm(op: Op) -> Value:
-    """The last axes are averaged over: their features are counted, so none may leave."""
+    """The last axes are averaged over: their features are counted, so none may leave. One with a filter would leave out some."""
     x, bias = op["input"], op.get("bias")
     axes = op.axes(x)
     first = x.ndim - len(op["normalized_shape"])
-    for d in range(first, x.ndim):
-        op.pin(axes[d], f"is normalised with others by {op.label}, which counts its features")
+    counts = f"is normalised with others by {op.label}, which counts its features"
+    for d in range(first, x.ndim - 1):
+        op.pin(axes[d], counts)
+    if first != x.ndim - 1:
+        op.pin(axes[-1], counts)
     for name in ("weight", "bias"):
         value = op.get(name)
         for d in range(0 if value is None else value.ndim):
             op.unify(axes[first + d], op.axis(value, d))
-    return op.output(axes, lambda zeros: [zeros(x, d) if d < first and bias is None else None for d in range(x.ndim)])
+    result = op.output(axes, lambda zeros: [zeros(x, d) if d < first and bias is None else None for d in range(x.ndim)])
+    op.counts(result, -1, counts)
+    return result
 
 
 @register_rule(aten.group_norm.default)

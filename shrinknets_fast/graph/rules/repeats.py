@@ -42,6 +42,8 @@ def repeat(op: Op) -> Value:
 @register_rule(aten.repeat_interleave.self_int)
 def repeat_interleave(op: Op) -> Result:
     x, dim = op.inputs[0], op["dim"]
+    if dim is None and x.ndim == 1:
+        dim = 0
     if dim is None:
         op.pin_all(f"is mixed with another axis by {op.label}")
         return op.fixed()
