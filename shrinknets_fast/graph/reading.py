@@ -22,7 +22,7 @@ from .network import Network
 from .origins import Origins
 from .plan import Options, Plan, make_plan
 from .rehearse import Rehearsal
-from .splits import Key
+from .splits import Key, choose, chosen
 from .trace import lookup, trace
 from .trials import Trials
 from .value import Read
@@ -190,7 +190,7 @@ def read(
     """
     thetas(model)  # raises where one is no parameter
     traced = trace(model, args, kwargs)
-    choices: dict[Key, int] = {}
+    choices = chosen(model)
     rehearsal = Rehearsal(model, args, kwargs)
     while True:
         network = Network(traced, choices)
@@ -198,7 +198,7 @@ def read(
         others = resolve(Trials(model, network, rehearsal), hubs, could_leave(network, theta_names))
         if not others:
             return network, hubs, rehearsal
-        choices = {**choices, **others}  # the same views, with other parts that shrink
+        choose(model, choices := {**choices, **others})  # the same views, with other parts that shrink
 
 
 def resolve(trials: Trials, hubs: Sequence[Hub], free: torch.Tensor) -> dict[Key, int]:

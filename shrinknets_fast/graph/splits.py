@@ -7,15 +7,25 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from .features import Axis
 
 if TYPE_CHECKING:
     from .op import Op
 
+CHOICES = "_shrinking_splits"  # on the model: who reads it next, with filters in it, must see the same parts
 Key = tuple[str, int]  # the module whose forward calls it, and which of its splits it is
 Choices = Mapping[Key, int]
 Shape = tuple[int, ...]
+
+
+def chosen(model: nn.Module) -> dict[Key, int]:
+    return dict(vars(model).get(CHOICES, {}))
+
+
+def choose(model: nn.Module, choices: Choices) -> None:
+    vars(model)[CHOICES] = dict(choices)
 
 
 @dataclass(frozen=True)
