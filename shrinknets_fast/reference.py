@@ -77,6 +77,66 @@ def filter_backward(
     return dx, torch.where(theta <= 0, torch.zeros_like(dtheta), dtheta).to(theta.dtype)
 
 
+def normed(
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    theta: torch.Tensor,
+    eps: float,
+    rms: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+    """(y, mean, rstd): the norm of the alive features of the last dimension; the mean (None with rms) and 1 / sqrt(var + eps)."""
+    wide, alive = widest(x, weight, bias, theta), ~(theta <= 0)
+    count = alive.sum().clamp(min=1)
+    kept, mean = torch.where(alive, x.to(wide), 0.0), None
+    if not rms:
+        mean = kept.sum(-1, keepdim=True) / count
+        kept = torch.where(alive, kept - mean, 0.0)
+    rstd = (kept.square().sum(-1, keepdim=True) / count + eps).rsqrt()
+    y = torch.where(alive, kept * rstd, 0.0)  # 0 times infinity, where nothing is alive and eps is 0
+    y = y if weight is None else y * torch.where(alive, weight.to(wide), 0.0)
+    y = scaled(y if bias is None else y + bias.to(wide), theta, -1, wide)
+    return y.to(x.dtype), mean, rstd
+
+
+def layer_norm(
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    theta: torch.Tensor,
+    eps: float,
+    rms: bool = False,
+) -> torch.Tensor:
+    return normed(x, weight, bias, theta, eps, rms)[0]
+
+
+def layer_norm_backward(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    theta: torch.Tensor,
+    eps: float,
+    rms: bool = False,
+) -> tuple[torch.Tensor | None, ...]:
+    wide, alive = widest(grad, x, weight, bias, theta), ~(theta <= 0)
+    _, mean, rstd = normed(x.to(wide), weight, bias, theta, eps, rms)
+    count, grad = alive.sum().clamp(min=1), torch.where(alive, grad.to(wide), 0.0)
+    xhat = torch.where(alive, (x.to(wide) if mean is None else x.to(wide) - mean) * rstd, 0.0)
+    h = scaled(grad if weight is None else grad * torch.where(alive, weight.to(wide), 0.0), theta, -1, wide)
+    first = 0.0 if rms else h.sum(-1, keepdim=True) / count
+    second = (h * xhat).sum(-1, keepdim=True) / count
+    dx = torch.where(alive, rstd * (h - first - xhat * second), 0.0)
+    rows = list(range(x.dim() - 1))
+    sums = [(grad * xhat).sum(rows) if rows else grad * xhat, grad.sum(rows) if rows else grad]
+    dweight, dbias = (
+        None if t is None else scaled(g, theta, 0, wide).to(t.dtype) for g, t in zip(sums, (weight, bias), strict=True)
+    )
+    dtheta = sums[0] if weight is None else sums[0] * weight.to(wide)
+    dtheta = dtheta if bias is None else dtheta + sums[1] * bias.to(wide)
+    return dx.to(x.dtype), dweight, dbias, torch.where(alive, dtheta, 0.0).to(theta.dtype)
+
+
 def compact(x: torch.Tensor, keep: Mapping[int, torch.Tensor]) -> torch.Tensor:
     """The positions ``keep`` ({dim: positions}) of x, out of place; by one gather over all dimensions."""
     places = [keep.get(d, torch.arange(n)).to(x.device) for d, n in enumerate(x.shape)]

@@ -8,5 +8,6 @@ from . import (  # noqa: F401  each file registers its fakes, whoever imports on
     epilogue,
     filter,
     fold,
+    layer_norm,
     linear,
 )
