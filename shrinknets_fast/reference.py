@@ -137,6 +137,35 @@ def layer_norm_backward(
     return dx.to(x.dtype), dweight, dbias, torch.where(alive, dtheta, 0.0).to(theta.dtype)
 
 
+def group_normed(
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    theta: torch.Tensor,
+    groups: int,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(y, mean, rstd): the norm of each group's alive channels; the latter two (B, groups)."""
+    wide, size, batch = widest(x, weight, bias, theta), len(theta) // groups, x.shape[0]
+    alive, pixels = along(~(theta <= 0), x.dim(), 1).expand_as(x), x.shape[2:].numel()
+    count = (~(theta <= 0)).view(groups, size).sum(1).mul(pixels).clamp(min=1)
+
+    def averaged(t: torch.Tensor) -> torch.Tensor:
+        return t.reshape(batch, groups, size * pixels).sum(2) / count
+
+    def over_channels(t: torch.Tensor) -> torch.Tensor:
+        return t.repeat_interleave(size, 1).view(batch, len(theta), *[1] * (x.dim() - 2))
+
+    kept = torch.where(alive, x.to(wide), 0.0)
+    mean = averaged(kept)
+    centred = torch.where(alive, kept - over_channels(mean), 0.0)
+    rstd = (averaged(centred.square()) + eps).rsqrt()
+    y = torch.where(alive, centred * over_channels(rstd), 0.0)  # 0 times infinity, where nothing is alive and eps is 0
+    y = y if weight is None else y * along(torch.where(theta <= 0, 0.0, weight.to(wide)), x.dim(), 1)
+    y = scaled(y if bias is None else y + along(bias.to(wide), x.dim(), 1), theta, 1, wide)
+    return y.to(x.dtype), mean, rstd
+
+
 def compact(x: torch.Tensor, keep: Mapping[int, torch.Tensor]) -> torch.Tensor:
     """The positions ``keep`` ({dim: positions}) of x, out of place; by one gather over all dimensions."""
     places = [keep.get(d, torch.arange(n)).to(x.device) for d, n in enumerate(x.shape)]
