@@ -76,6 +76,9 @@ class Sizes:
             if isinstance(module, NormBase):
                 sync_norm(module, self.given.get(name))
                 continue
+            if isinstance(module, (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)):
+                sync_norm_over_features(module)
+                continue
             shape = shape_of_weight(module)
             if shape is None:
                 continue
@@ -124,6 +127,15 @@ def sync_norm(module: NormBase, given: int | None) -> None:
     size = next((t.numel() for t in tensors_of(module)), given)
     if size is not None:
         module.num_features = size
+
+
+def sync_norm_over_features(module: nn.LayerNorm | nn.RMSNorm | nn.GroupNorm) -> None:
+    """Only one with a filter shrinks, along its only dimension."""
+    theta = module._parameters.get("theta")
+    if theta is not None and isinstance(module, nn.GroupNorm):
+        module.num_channels = theta.numel()
+    elif theta is not None:
+        module.normalized_shape = (theta.numel(),)
 
 
 def tensors_of(norm: NormBase) -> list[torch.Tensor]:

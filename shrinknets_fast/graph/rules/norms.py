@@ -6,12 +6,15 @@ from collections.abc import Iterable
 
 import torch
 
+from ..features import Axis
 from ..op import Axes, Masks, Op
-from ..value import Value, Zeros
+from ..value import Read, Step, Value, Zeros
+from .conv import equal_in_groups
 from .registry import named, register_rule
 from .zeros import both, either
 
 aten = torch.ops.aten
+ops = torch.ops.shrinknets_fast
 
 
 def channel_axes(op: Op, x: Value, names: Iterable[str]) -> Axes:
@@ -92,3 +95,45 @@ def group_norm(op: Op) -> Value:
         if op[name] is not None:
             op.unify(axes[1], op.axis(op[name], 0))
     return op.output(axes)
+
+
+def of_alive(op: Op, axis: Axis | None) -> None:
+    """A filtered norm ignores its input where theta is dead, and counts it everywhere else, zeros too."""
+    theta = op["theta"]
+    for name in ("theta", "weight", "bias"):
+        if op[name] is not None:
+            op.unify(axis, op.axis(op[name], 0))
+    if axis is not None:
+        counted = Value((len(axis),), None, None, [axis])
+        op.network.steps.append(Step(op, (counted,), lambda zeros: [[zeros.dead(theta)]]))
+        op.network.reads.append(Read(counted, 0, op))
+
+
+@register_rule(ops.layer_norm.default)
+def filtered_layer_norm(op: Op) -> list[Value]:
+    """(y, mean, rstd) over the last axis: dead features come out as zeros, so they may leave. Every other axis passes."""
+    x, bias, theta, last = op["x"], op["bias"], op["theta"], op["x"].ndim - 1
+    axes = op.axes(x)
+    of_alive(op, axes[last])
+
+    def zero(zeros: Zeros) -> list[Masks]:
+        still = [zeros(x, d) if bias is None else None for d in range(last)]
+        return [[*still, zeros.dead(theta)], [None], [None]]
+
+    return op.outputs([axes, [None], [None]], zero)
+
+
+@register_rule(ops.group_norm.default)
+def filtered_group_norm(op: Op) -> list[Value]:
+    """(y, mean, rstd) over the channels of each group, which lose equally many."""
+    x, theta = op["x"], op["theta"]
+    axes = op.axes(x)
+    for axis in axes[2:]:
+        op.pin(axis, f"is normalised with others by {op.label}")
+    of_alive(op, axes[1])
+    equal_in_groups(op, axes[1], op["groups"])
+
+    def zero(zeros: Zeros) -> list[Masks]:
+        return [[zeros.dead(theta) if d == 1 else None for d in range(x.ndim)], [None, None], [None, None]]
+
+    return op.outputs([axes, [None, None], [None, None]], zero)
