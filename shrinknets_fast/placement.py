@@ -33,6 +33,14 @@ from .nn import (
     FilteredSyncBatchNorm,
     checked_init,
 )
+from .norms import (
+    FilteredGroupNorm,
+    FilteredInstanceNorm1d,
+    FilteredInstanceNorm2d,
+    FilteredInstanceNorm3d,
+    FilteredLayerNorm,
+    FilteredRMSNorm,
+)
 from .saving import check_saves
 
 __all__ = ["add_filters"]
@@ -50,6 +58,12 @@ FILTERED: dict[type[nn.Module], type[FilterBase]] = {
         FilteredBatchNorm2d,
         FilteredBatchNorm3d,
         FilteredSyncBatchNorm,
+        FilteredLayerNorm,
+        FilteredRMSNorm,
+        FilteredGroupNorm,
+        FilteredInstanceNorm1d,
+        FilteredInstanceNorm2d,
+        FilteredInstanceNorm3d,
     )
 }
 
