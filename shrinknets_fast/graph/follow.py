@@ -12,22 +12,44 @@ from .followed import Followed
 from .modules import EVERY_MODULE
 from .network import Network
 
+DONE = 1 << 62  # the forward ran to its end
+Kind = tuple[type, str, str, int]
 
-def find_followed(
-    model: nn.Module, network: Network, gone: torch.Tensor, works: Callable[[list[Followed]], bool]
-) -> list[Followed]:
-    """The attributes that have to follow for the forward to run without the features in ``gone``; empty if none help.
 
-    works(followed): whether it runs with these. First all that have the size of an axis that shrinks, then as few of them as do.
-    """
-    found = list(suspects(model, network, gone))
-    if not found or not works(found):
+class Search:
+    """What had to follow in one layer is tried first in the next."""
+
+    def __init__(self, model: nn.Module, network: Network) -> None:
+        self.model, self.network = model, network
+        self.kinds: set[Kind] = set()
+
+    def __call__(self, gone: torch.Tensor, progress: Callable[[list[Followed]], int]) -> list[Followed]:
+        """The attributes that have to follow for the forward to run without the features in ``gone``; empty if none help.
+
+        progress(followed): how far it runs with these. One attribute more each time, the one that helps most.
+        """
+        left = list(suspects(self.model, self.network, gone))
+        known = [entry for entry in left if self.kind(entry) in self.kinds]
+        if known and progress(known) == DONE:
+            return known
+        found: list[Followed] = []
+        reached = progress(found)
+        while left:
+            steps = {entry: progress([*found, entry]) for entry in left}
+            best = max(left, key=lambda entry: steps[entry])
+            if steps[best] <= reached:
+                return []
+            found, reached = [*found, best], steps[best]
+            if reached == DONE:
+                self.kinds |= {self.kind(entry) for entry in found}
+                return found
+            left.remove(best)
         return []
-    for entry in list(found):
-        fewer = [other for other in found if other is not entry]
-        if len(found) > 1 and works(fewer):
-            found = fewer
-    return found
+
+    def kind(self, entry: Followed) -> Kind:
+        relative = entry.name.removeprefix(f"{entry.path}.") if entry.path else entry.name
+        relative = relative if relative != entry.name else entry.name.rpartition(".")[2]
+        return type(self.model.get_submodule(entry.path)), entry.attribute, relative, entry.dim
 
 
 def suspects(model: nn.Module, network: Network, gone: torch.Tensor) -> Iterator[Followed]:
@@ -54,7 +76,10 @@ def suspects(model: nn.Module, network: Network, gone: torch.Tensor) -> Iterator
 def measured(network: Network, path: str, attribute: str, axis: Axis) -> Followed | None:
     """By a tensor whose dimension has the axis' features, each as often as the others."""
     wanted = axis.ids.unique()
-    for bound in network.bound.values():
+    bounds = sorted(
+        network.bound.values(), key=lambda bound: not bound.names[0].startswith(f"{path}.")
+    )  # its own first
+    for bound in bounds:
         for dim, other in enumerate(bound.value.axes):
             if other is not None and torch.equal(other.ids.unique(), wanted):
                 return Followed(path, attribute, bound.names[0], dim, len(axis), len(other))

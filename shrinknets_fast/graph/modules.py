@@ -130,12 +130,14 @@ def sync_norm(module: NormBase, given: int | None) -> None:
 
 
 def sync_norm_over_features(module: nn.LayerNorm | nn.RMSNorm | nn.GroupNorm) -> None:
-    """Only one with a filter shrinks, along its only dimension."""
-    theta = module._parameters.get("theta")
-    if theta is not None and isinstance(module, nn.GroupNorm):
-        module.num_channels = theta.numel()
-    elif theta is not None:
-        module.normalized_shape = (theta.numel(),)
+    """It shrinks along its only dimension."""
+    vector = module._parameters.get("weight")
+    if vector is None:
+        vector = module._parameters.get("theta")
+    if vector is not None and isinstance(module, nn.GroupNorm):
+        module.num_channels = vector.numel()
+    elif vector is not None and len(module.normalized_shape) == 1:
+        module.normalized_shape = (vector.numel(),)
 
 
 def tensors_of(norm: NormBase) -> list[torch.Tensor]:
