@@ -99,6 +99,7 @@ def layer(
     outputs, dims = {}, set()
     for op in ops:
         weight, bias, weight_dim, dim = LAYERS[kind_of(op)]
+        dim = op.network.norms[name].dim if name in op.network.norms else dim
         value = op.results[0]
         if module and kind_of(op) in COUNTING:
             return None
@@ -124,6 +125,8 @@ def own(value: Value | None, parameter: torch.Tensor | None, maker: Mapping[Valu
 
 
 def kind_of(op: Op) -> str:
+    if op.module in op.network.norms:
+        return op.network.norms[op.module].kind
     return getattr(getattr(op.target, "overloadpacket", None), "__name__", "")
 
 

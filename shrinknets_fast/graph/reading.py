@@ -27,6 +27,7 @@ from .trace import lookup, trace
 from .trials import Trials
 from .value import Read
 from .verdict import judge
+from .written_out import norm_of
 
 Example = tuple[tuple[Any, ...], dict[str, Any]]  # args, kwargs
 _examples: weakref.WeakKeyDictionary[nn.Module, Example] = weakref.WeakKeyDictionary()  # fake tensors
@@ -192,8 +193,9 @@ def read(
     traced = trace(model, args, kwargs)
     choices = chosen(model)
     rehearsal = Rehearsal(model, args, kwargs)
+    norms = {name: norm for name, module in model.named_modules() if (norm := norm_of(module)) is not None}
     while True:
-        network = Network(traced, choices)
+        network = Network(traced, choices, norms)
         hubs = find_hubs(network, theta_names)
         others = resolve(Trials(model, network, rehearsal), hubs, could_leave(network, theta_names))
         if not others:

@@ -65,6 +65,7 @@ def expand(op: Op) -> Value:
         op.pin(own, f"is broadcast in {op.label}")
         axes.append(op.fresh_axis(size) if size > 1 else None)
         op.doubt(axes[-1])
+        op.network.broadcast.append(axes[-1])
     if len(op.inputs) > 1:
         for d, axis in enumerate(axes):
             op.unify(axis, op.axis(op.inputs[1], d))

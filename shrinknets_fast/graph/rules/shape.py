@@ -40,6 +40,8 @@ def regrouped(op: Op, x: Value, left: list[int], right: list[int], shape: Sequen
     if len(left) == len(right) == 1:
         return [axes[left[0]]]
     featured: list[int | None] = [d for d in left if axes[d] is not None and x.shape[d] > 1]
+    if len(featured) > 1:  # (groups, times): the code's own number of times stays
+        featured = [d for d in featured if d is not None and not any(axes[d] is axis for axis in op.network.broadcast)]
     if len(featured) != 1:
         featured = [None]
     for d in left:
