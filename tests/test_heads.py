@@ -124,12 +124,18 @@ def test_heads_and_hidden_sizes_leave(kind):
     found = sn.features(model)
     value = "attention.qkv" if options["style"] in ("fused", "split") else "attention.v"
     assert found[f"blocks.0.{value}"] == (units, units)
-    assert len({id(m.theta) for name, m in sn.filters.named_filters(model).items() if "n1" in name or "norm" in name}) == 1
+    assert (
+        len({id(m.theta) for name, m in sn.filters.named_filters(model).items() if "n1" in name or "norm" in name}) == 1
+    )
     assert sn.coverage(model, IDS).share == 1.0
     worst, removed = trained_alike(model, (IDS,), lambda y: y.square().mean() + y.sum())
     assert worst < 1e-9
     assert removed["blocks.0.n1"] >= 6 and removed[f"blocks.0.{value}"] >= 1 and removed["blocks.0.gate"] >= 8
-    assert model.blocks[0].attention.o.in_features < 16 if "size" not in options else True
+    attention = model.blocks[0].attention
+    assert (
+        attention.o.in_features
+        == attention.size * options.get("heads", 4) * sn.features(model)[f"blocks.0.{value}"][1] // units
+    )
     plain = sn.fold_filters(model).eval()
     assert relative(plain(IDS), model.eval()(IDS)) < 1e-12
     assert not any(hasattr(m, "theta") for m in plain.modules())
