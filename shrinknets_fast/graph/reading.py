@@ -197,6 +197,11 @@ def read(
     while True:
         network = Network(traced, choices, norms)
         hubs = find_hubs(network, theta_names)
+        if own := network.splits.for_each_feature(
+            [b.value.axes[0] for k, b in network.bound.items() if k in theta_names]
+        ):
+            choose(model, choices := {**choices, **own})
+            continue
         others = resolve(Trials(model, network, rehearsal), hubs, could_leave(network, theta_names))
         if not others:
             return network, hubs, rehearsal

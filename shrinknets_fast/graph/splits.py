@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -60,6 +60,14 @@ class Splits:
         if whole is not None:
             self.found.setdefault(key, []).append(Split(op, whole, part, len(parts)))
         return part
+
+    def for_each_feature(self, thetas: Iterable[Axis | None]) -> dict[Key, int]:
+        """Choices for the splits of features that have a theta each: a head would need all of its thetas dead at once, so the
+        features leave that stand at the same place in every head.
+        """
+        tied = [axis.ids for axis in thetas if axis is not None and len(axis.ids.unique()) < len(axis)]
+        ids = torch.cat(tied) if tied else torch.empty(0, dtype=torch.int64)
+        return {key: n for key, n in self.others(ids).items() if n == 1}
 
     def others(self, ids: torch.Tensor) -> dict[Key, int]:
         """Choices to try next, for those that split any of these features."""
