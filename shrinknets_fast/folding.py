@@ -17,6 +17,7 @@ from .graph.reading import Reading, example_of
 from .graph.trace import Inputs
 from .memory import trim
 from .nn import Filter, FilterBase
+from .norm_parts import COUNTING, of_parts
 from .ops.fold import fold
 from .placement import replace
 from .saving import check_saves
@@ -125,6 +126,8 @@ def folded(module: FilterBase) -> nn.Module:
         return torch.fx.symbolic_trace(_Scale(scale, module.dim)).train(module.training)
     layer: Any = module  # of another class afterwards
     weight, bias = layer.raw("weight"), layer.raw("bias")
+    if isinstance(module, COUNTING) and not bool(module.alive.all()):
+        return of_parts(layer)
     bare = weight is None
     weight, bias = fold(torch.ones_like(layer.theta) if bare else weight, bias, layer.theta)
     activation = layer.activation
@@ -132,8 +135,9 @@ def folded(module: FilterBase) -> nn.Module:
     for name in ("init", "owns_theta", "activation"):
         layer.__dict__.pop(name, None)
     layer.__class__ = layer.plain
-    if bare:  # a batch norm without affine parameters gets them now
-        bias, layer.affine = torch.zeros_like(weight), True
+    if bare:  # a norm without affine parameters gets them now
+        bias = torch.zeros_like(weight) if "bias" in layer._parameters else None
+        setattr(layer, "affine" if "affine" in layer.__dict__ else "elementwise_affine", True)
     layer.weight = nn.Parameter(without_subnormals(weight))
     if bias is not None:
         layer.bias = nn.Parameter(without_subnormals(bias))
