@@ -69,7 +69,8 @@ def fold_filters(
     model = unwrapped(model)
     thetas(model)  # raises where one is no parameter
     for name, module in named_filters(model).items():
-        if not isinstance(module, Filter) and not {"weight", "bias"} <= module._parameters.keys():
+        own = {"weight"} if isinstance(module, nn.RMSNorm) else {"weight", "bias"}
+        if not isinstance(module, Filter) and not own <= module._parameters.keys():
             what = f"{name or type(module).__name__} has a weight or bias that a parametrization or pruning computes"
             raise ShrinkError(f"fold_filters: {what}; {REMOVE}")
     plain = copied(model)

@@ -79,9 +79,7 @@ class FilteredLayerNorm(FilterBase, FoldedReads, nn.LayerNorm):  # type: ignore[
         self.attach_theta(size, init, theta, device=device, dtype=dtype)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return functional.filtered_layer_norm(
-            input, self.normalized_shape, *self.raw_parameters(input), eps=self.eps
-        )
+        return functional.filtered_layer_norm(input, self.normalized_shape, *self.raw_parameters(input), eps=self.eps)
 
 
 class FilteredRMSNorm(FilterBase, FoldedReads, nn.RMSNorm):  # type: ignore[misc]  # as there

@@ -77,7 +77,9 @@ def test_dead_channels_are_zero_whatever_they_hold(poison):
     assert (y[:, dead] == 0).all() and (dx[:, dead] == 0).all() and all((t[dead] == 0).all() for t in vectors)
 
 
-@pytest.mark.parametrize("x", [torch.randn(2, 6, 4, 4).to(memory_format=torch.channels_last), torch.randn(4, 6, 2).transpose(0, 2)])
+@pytest.mark.parametrize(
+    "x", [torch.randn(2, 6, 4, 4).to(memory_format=torch.channels_last), torch.randn(4, 6, 2).transpose(0, 2)]
+)
 def test_memory_formats_and_strides(x):
     theta = torch.linspace(-0.5, 1, 6)
     y = ops.group_norm(x, None, None, theta, 3, EPS)[0]
@@ -94,6 +96,8 @@ def test_gradcheck(alive):
 
 def test_twice_is_refused():
     x, weight, bias, theta, _ = make((2, 4, 3))
-    (grad,) = torch.autograd.grad(group_norm(x.requires_grad_(), weight, bias, theta, 2, EPS).sum(), x, create_graph=True)
+    (grad,) = torch.autograd.grad(
+        group_norm(x.requires_grad_(), weight, bias, theta, 2, EPS).sum(), x, create_graph=True
+    )
     with pytest.raises(RuntimeError, match="once_differentiable"):
         grad.sum().backward()

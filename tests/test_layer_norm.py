@@ -47,7 +47,9 @@ def check(x, weight, bias, theta, grad, rms=False):
         base = minuend(grad, x, weight, theta, rms) if like is x else 0.0
         assert_close(got.double() + base, expected + base, dtype=coarsest(got, grad, x))
     dead = theta <= 0
-    assert all((t[..., dead] == 0).all() for t, like in zip((y, *grads), (x, x, weight, bias, theta)) if like is not None)
+    assert all(
+        (t[..., dead] == 0).all() for t, like in zip((y, *grads), (x, x, weight, bias, theta)) if like is not None
+    )
 
 
 @pytest.mark.parametrize("rms", [False, True])
@@ -65,7 +67,7 @@ def test_against_the_reference(shape, dtype, rms, nan_filled):
 def test_none_one_and_all_alive(alive, rms):
     x, weight, bias, theta, grad = make((5, 21), alive=1)
     if alive != "all":
-        theta[:-1 if alive == "all but one" else None] *= 1 if alive == "all but one" else -1
+        theta[: -1 if alive == "all but one" else None] *= 1 if alive == "all but one" else -1
         theta[4] = 0.5 if alive == "one" else -0.5
     check(x, weight, bias, theta, grad, rms)
 
@@ -82,7 +84,9 @@ def test_it_is_the_plain_norm_of_the_features_that_are_left(rms):
     keep, bias = theta > 0, None if rms else bias
     plain = torch.nn.functional.rms_norm if rms else torch.nn.functional.layer_norm
     pair = [(t * theta)[keep] for t in (weight, bias) if t is not None]
-    assert_close(layer_norm(x, weight, bias, theta, EPS, rms)[:, keep], plain(x[:, keep], (int(keep.sum()),), *pair, eps=EPS))
+    assert_close(
+        layer_norm(x, weight, bias, theta, EPS, rms)[:, keep], plain(x[:, keep], (int(keep.sum()),), *pair, eps=EPS)
+    )
 
 
 @pytest.mark.parametrize("rms", [False, True])
@@ -164,7 +168,9 @@ def test_only_the_gradients_that_are_wanted():
 
 def test_twice_is_refused():
     x, weight, bias, theta, _ = make((3, 4))
-    (grad,) = torch.autograd.grad(layer_norm(x.requires_grad_(), weight, bias, theta, EPS).square().sum(), x, create_graph=True)
+    (grad,) = torch.autograd.grad(
+        layer_norm(x.requires_grad_(), weight, bias, theta, EPS).square().sum(), x, create_graph=True
+    )
     with pytest.raises(RuntimeError, match="once_differentiable"):
         grad.sum().backward()
 
@@ -217,5 +223,7 @@ def test_errors_are_no_worse_than_the_unfused_compositions(shape, dtype, rms):
 @pytest.mark.parametrize("rms", [False, True])
 def test_written_out_it_is_the_same(rms):
     x, weight, bias, theta, _ = make((2, 3, 9))
-    for a, b in zip(ops.layer_norm(x, weight, bias, theta, EPS, rms), written_out(x, weight, bias, theta, EPS, rms), strict=True):
+    for a, b in zip(
+        ops.layer_norm(x, weight, bias, theta, EPS, rms), written_out(x, weight, bias, theta, EPS, rms), strict=True
+    ):
         assert_close(a, b)

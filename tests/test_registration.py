@@ -37,7 +37,11 @@ CASES = {
         (Y.bfloat16(), Y.bfloat16(), R, R, L, None, T5, False, True, False),
         (Y, Y, R, R, L, L, T5, False, False),
     ],
-    "group_norm": [(X, B, B, T, 3, 1e-5), (X, None, None, T, 1, 1e-5), (PIXELS.bfloat16(), B, None, T.double(), 2, 1e-5)],
+    "group_norm": [
+        (X, B, B, T, 3, 1e-5),
+        (X, None, None, T, 1, 1e-5),
+        (PIXELS.bfloat16(), B, None, T.double(), 2, 1e-5),
+    ],
     "group_norm_backward": [
         (X, X, STATS, STATS, B, B, T, 2),
         (X.bfloat16(), X.bfloat16(), STATS, STATS, None, None, T, 2),
