@@ -1,7 +1,7 @@
 """What a filtered norm is folded into where dead features stay: torch's own norms, of the alive features alone.
 
-A plain norm over all features would count the dead ones. They stay where a feature's neighbours keep it: groups of unequal size, a
-size that is a multiple of ``align``, the model's own output.
+A plain norm over all features would count the dead ones. They stay where a feature's neighbours keep it: groups of unequal
+size, a size that is a multiple of ``align``, the model's own output.
 """
 
 from __future__ import annotations

@@ -48,7 +48,9 @@ def check(x, weight, bias, theta, grad, rms=False):
         assert_close(got.double() + base, expected + base, dtype=coarsest(got, grad, x))
     dead = theta <= 0
     assert all(
-        (t[..., dead] == 0).all() for t, like in zip((y, *grads), (x, x, weight, bias, theta)) if like is not None
+        (t[..., dead] == 0).all()
+        for t, like in zip((y, *grads), (x, x, weight, bias, theta), strict=True)
+        if like is not None
     )
 
 

@@ -5,15 +5,15 @@ With ``s = max(0, theta)``, mean and variance over a group's alive channels (the
 
     xhat = (x - mean) r        y[c] = (xhat weight[c] + bias[c]) s[c]        0 where theta[c] <= 0
 
-A dead channel is not counted and comes out as an exact zero, even where its x, weight or bias is NaN or infinite; a group without an
-alive channel is zero. For the upstream gradient g, with ``h = g s weight``, ``G = sum of g xhat`` and ``b = sum of g`` over all but
-channels, means over the alive::
+A dead channel is not counted and comes out as an exact zero, even where its x, weight or bias is NaN or infinite; a group
+without an alive channel is zero. For the upstream gradient g, with ``h = g s weight``, ``G = sum of g xhat`` and ``b = sum of
+g`` over all but channels, means over the alive::
 
     dx = r (h - mean(h) - xhat mean(h xhat))        dweight = s G      dbias = s b      dtheta = [theta > 0] (weight G + bias b)
 
-Saved are x, mean and r, one each for a group of a sample, and the parameters. x: (B, C, ...); weight, bias: (C,) or None; theta: (C,).
-float64, float32, float16 or bfloat16, mixed as you like: computed in float64 if any operand has it, else in float32.
-Source: Wu and He 2018; ShrinkNets (Leclerc, Fernandez, Madden), equation 1.
+Saved are x, mean and r, one each for a group of a sample, and the parameters. x: (B, C, ...); weight, bias: (C,) or None;
+theta: (C,). float64, float32, float16 or bfloat16, mixed as you like: computed in float64 if any operand has it, else in
+float32. Source: Wu and He 2018; ShrinkNets (Leclerc, Fernandez, Madden), equation 1.
 """
 
 from __future__ import annotations

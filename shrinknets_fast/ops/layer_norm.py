@@ -4,17 +4,18 @@ With ``s = max(0, theta)``, the mean and the variance of a row's n alive feature
 
     xhat[k] = (x[k] - mean) r        y[k] = (xhat[k] weight[k] + bias[k]) s[k]        0 where theta[k] <= 0
 
-With ``rms`` the mean is taken as 0. A dead feature is not counted and comes out as an exact zero, even where its x, weight or bias
-is NaN or infinite, so removing it changes nothing. For the upstream gradient g, with ``h = g s weight``, ``G = sum of g xhat`` and
-``b = sum of g`` over rows, means over the alive::
+With ``rms`` the mean is taken as 0. A dead feature is not counted and comes out as an exact zero, even where its x, weight or
+bias is NaN or infinite, so removing it changes nothing. For the upstream gradient g, with ``h = g s weight``, ``G = sum of g
+xhat`` and ``b = sum of g`` over rows, means over the alive::
 
     dx = r (h - mean(h) - xhat mean(h xhat))      (without mean(h) for rms; 0 where theta <= 0)
     dweight = s G      dbias = s b      dtheta = [theta > 0] (weight G + bias b)
 
-Saved is what the plain norm saves: x, mean and r, one each for a row, and the parameters. x: (*, C) with any strides; weight, bias: (C,)
-or None; theta: (C,). float64, float32, float16 or bfloat16, mixed as you like: y has x's dtype, and all is computed in float64 if any
-operand has it, else in float32. Without an alive feature y is 0. Sums are in an order that does not change from run to run.
-Source: Ba, Kiros and Hinton 2016; Zhang and Sennrich 2019; ShrinkNets (Leclerc, Fernandez, Madden), equation 1.
+Saved is what the plain norm saves: x, mean and r, one each for a row, and the parameters. x: (*, C) with any strides; weight,
+bias: (C,) or None; theta: (C,). float64, float32, float16 or bfloat16, mixed as you like: y has x's dtype, and all is computed
+in float64 if any operand has it, else in float32. Without an alive feature y is 0. Sums are in an order that does not change
+from run to run. Source: Ba, Kiros and Hinton 2016; Zhang and Sennrich 2019; ShrinkNets (Leclerc, Fernandez, Madden), equation
+1.
 """
 
 from __future__ import annotations
