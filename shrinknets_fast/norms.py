@@ -49,8 +49,7 @@ def checked_shape(name: str, normalized_shape: int | Sequence[int]) -> int:
     return shape[0]
 
 
-class FilteredLayerNorm(FilterBase, FoldedReads, nn.LayerNorm):  # type: ignore[misc]  # weight and bias are computed, no
-Parameters
+class FilteredLayerNorm(FilterBase, FoldedReads, nn.LayerNorm):  # type: ignore[misc]  # weight and bias are computed
     """``layer_norm(x) * max(0, theta)`` over the last dimension, with the statistics of the alive features alone.
 
     Arguments as ``nn.LayerNorm``; normalized_shape: one dimension. (*, C) to (*, C). Dead features are not counted and come out
