@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from ..reference import along, group_normed, scaled, widest
+from ..reference import affine_gradients, along, group_normed, scaled, widest
 from .autograd import applied, once
 from .checks import check_dtype, check_like, check_same_device, check_vector
 
@@ -119,14 +119,10 @@ def _(
     first, second = (t.reshape(x.shape[0], groups, per_channel * pixels).sum(2) / count for t in (h, h * xhat))
     dx = torch.where(alive, over_channels(rstd) * (h - over_channels(first) - xhat * over_channels(second)), zero)
     sums = [t.transpose(0, 1).reshape(len(theta), x.shape[0] * pixels).sum(1) for t in (g * xhat, g)]
-    dtheta = sums[0] if weight is None else sums[0] * weight.to(wide)
-    dtheta = dtheta if bias is None else dtheta + sums[1] * bias.to(wide)
-    dweight, dbias = (
-        x.new_empty(0) if t is None else scaled(total, theta, 0, wide).to(t.dtype)
-        for t, total in zip((weight, bias), sums, strict=True)
-    )
-    dtheta = torch.where(theta <= 0, zero, dtheta).to(theta.dtype)
-    return torch.empty_like(x).copy_(dx), dweight, dbias, dtheta
+    dweight, dbias, dtheta = affine_gradients(sums, weight, bias, theta)
+    none = x.new_empty(0)
+    dx = torch.empty_like(x).copy_(dx)
+    return dx, none if dweight is None else dweight, none.clone() if dbias is None else dbias, dtheta
 
 
 class GroupNorm(torch.autograd.Function):
