@@ -11,6 +11,7 @@ from .companions import Companions
 from .depth.gated import Gated, nothing
 from .errors import ShrinkError
 from .filters import REMOVE, named_filters, thetas
+from .folded import fold_weight
 from .graph.constants import Constants, forgiven, move_into_biases
 from .graph.modules import copied
 from .graph.reading import Reading, example_of
@@ -69,8 +70,7 @@ def fold_filters(
     model = unwrapped(model)
     thetas(model)  # raises where one is no parameter
     for name, module in named_filters(model).items():
-        own = {"weight"} if isinstance(module, nn.RMSNorm) else {"weight", "bias"}
-        if not isinstance(module, Filter) and not own <= module._parameters.keys():
+        if any(hasattr(module, own) and own not in module._parameters for own in ("weight", "bias")):
             what = f"{name or type(module).__name__} has a weight or bias that a parametrization or pruning computes"
             raise ShrinkError(f"fold_filters: {what}; {REMOVE}")
     plain = copied(model)
@@ -123,17 +123,19 @@ def known_inputs(
 def folded(module: FilterBase) -> nn.Module:
     """The plain twin of one filtered module: the same object with another class, or a new module in its place."""
     if isinstance(module, Filter):
-        scale = module.theta.detach().clamp(min=0)
+        scale = module.repeated_theta.detach().clamp(min=0)
         return torch.fx.symbolic_trace(_Scale(scale, module.dim)).train(module.training)
     layer: Any = module  # of another class afterwards
     weight, bias = layer.raw("weight"), layer.raw("bias")
     if isinstance(module, COUNTING) and not bool(module.alive.all()):
         return of_parts(layer)
     bare = weight is None
-    weight, bias = fold(torch.ones_like(layer.theta) if bare else weight, bias, layer.theta)
+    theta = layer.repeated_theta
+    weight = theta.clamp(min=0) if bare else fold_weight(layer, weight, theta).contiguous()
+    bias = None if bias is None else fold(bias, None, theta)[0]
     activation = layer.activation
     del layer.theta
-    for name in ("init", "owns_theta", "activation"):
+    for name in ("init", "owns_theta", "activation", "neighbours", "blocks"):
         layer.__dict__.pop(name, None)
     layer.__class__ = layer.plain
     if bare:  # a norm without affine parameters gets them now
