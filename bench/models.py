@@ -28,6 +28,23 @@ class Unfused(nn.Module):
         return F.relu(output) if self.activation == "relu" else output
 
 
+class UnfusedNorm(nn.Module):
+    """Layer or RMS norm with the statistics of the alive features, in torch's own operations."""
+
+    def __init__(self, filtered):
+        super().__init__()
+        self.theta, self.weight, self.bias = filtered.theta, filtered.raw("weight"), filtered.raw("bias")
+        self.eps, self.centres = filtered.eps, isinstance(filtered, nn.LayerNorm)
+
+    def forward(self, input):
+        alive = self.theta > 0
+        kept, count = torch.where(alive, input, 0), alive.sum()
+        if self.centres:
+            kept = torch.where(alive, kept - kept.sum(-1, keepdim=True) / count, 0)
+        kept = kept * (kept.square().sum(-1, keepdim=True) / count + self.eps).rsqrt() * self.weight
+        return (kept if self.bias is None else kept + self.bias) * self.theta.clamp_min(0)
+
+
 def plain_layer(filtered):
     """The torch.nn layer that ``filtered`` extends, with the same parameters and buffers (nn.Identity for a Filter)."""
     if filtered.plain is None:
@@ -44,6 +61,8 @@ def plain(filtered):
 
 
 def unfused(filtered):
+    if isinstance(filtered, (nn.LayerNorm, nn.RMSNorm)):
+        return UnfusedNorm(filtered)
     return Unfused(plain_layer(filtered), filtered)
 
 

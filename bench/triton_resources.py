@@ -2,7 +2,7 @@
 
 Writes the installed Triton's section of docs/triton.md; ``--compare`` compares with it instead, ``--json`` prints the rows.
 Registers and spills are the compiler's choice, so they are compared with the same version's only. What is compiled is in
-triton_linear_cases.py and triton_conv_cases.py.
+triton_linear_cases.py, triton_conv_cases.py and triton_norm_cases.py.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from . import triton_conv_cases, triton_linear_cases
+from . import triton_conv_cases, triton_linear_cases, triton_norm_cases
 
 ARCHITECTURES = (80, 90, 100, 120)
 MATRIX_UNITS = ("wgmma", "tcgen05.mma", "mma.sync")  # PTX of Hopper, of data-centre Blackwell, of all others
@@ -75,6 +75,7 @@ def resource_usage(cubin):
 def cases():
     yield from triton_linear_cases.cases()
     yield from triton_conv_cases.cases()
+    yield from triton_norm_cases.cases()
 
 
 def row(task):

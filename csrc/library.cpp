@@ -10,7 +10,8 @@ STABLE_TORCH_LIBRARY(shrinknets_fast, m) {
   // filter.cpp, filter.cu; with relu the backward's x is the forward's output
   m.def("filter(Tensor x, Tensor theta, int dim=1, bool relu=False) -> Tensor");
   m.def("filter_backward(Tensor grad, Tensor x, Tensor theta, int dim=1, bool relu=False) -> (Tensor, Tensor)");
-  // layer_norm.cpp, triton_kernels/layer_norm.py; (y, mean, rstd) of rows, mean empty with rms; what is not wanted is empty
+  // layer_norm.cpp, triton_kernels/layer_norm.py; (y, mean, rstd) of rows, mean empty with rms; what is not wanted is
+  // empty
   m.def(
       "layer_norm(Tensor x, Tensor? weight, Tensor? bias, Tensor theta, float eps, bool rms=False)"
       " -> (Tensor, Tensor, Tensor)");

@@ -18,6 +18,7 @@ from .graph.reading import Reading, example_of
 from .graph.trace import Inputs
 from .memory import trim
 from .nn import Filter, FilterBase
+from .norm_parts import COUNTING, of_parts
 from .ops.fold import fold
 from .placement import replace
 from .saving import check_saves
@@ -126,6 +127,8 @@ def folded(module: FilterBase) -> nn.Module:
         return torch.fx.symbolic_trace(_Scale(scale, module.dim)).train(module.training)
     layer: Any = module  # of another class afterwards
     weight, bias = layer.raw("weight"), layer.raw("bias")
+    if isinstance(module, COUNTING) and not bool(module.alive.all()):
+        return of_parts(layer)
     bare = weight is None
     theta = layer.repeated_theta
     weight = theta.clamp(min=0) if bare else fold_weight(layer, weight, theta).contiguous()
@@ -135,8 +138,9 @@ def folded(module: FilterBase) -> nn.Module:
     for name in ("init", "owns_theta", "activation", "neighbours", "blocks"):
         layer.__dict__.pop(name, None)
     layer.__class__ = layer.plain
-    if bare:  # a batch norm without affine parameters gets them now
-        bias, layer.affine = torch.zeros_like(weight), True
+    if bare:  # a norm without affine parameters gets them now
+        bias = torch.zeros_like(weight) if "bias" in layer._parameters else None
+        setattr(layer, "affine" if "affine" in layer.__dict__ else "elementwise_affine", True)
     layer.weight = nn.Parameter(without_subnormals(weight))
     if bias is not None:
         layer.bias = nn.Parameter(without_subnormals(bias))

@@ -1,7 +1,8 @@
 """Norms over features with a filter, as pure functions: they are part of :mod:`shrinknets_fast.functional`.
 
-Layer, RMS and group norm have the statistics of their *alive* features (theta > 0) only, and dead ones come out as exact zeros. So a
-dead feature can be removed exactly, and what stays is the plain norm of the smaller size with ``weight * theta``, ``bias * theta``.
+Layer, RMS and group norm have the statistics of their *alive* features (theta > 0) only, and dead ones come out as exact zeros.
+So a dead feature can be removed exactly, and what stays is the plain norm of the smaller size with ``weight * theta``, ``bias *
+theta``.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def filtered_layer_norm(
     *,
     eps: float = 1e-5,
 ) -> torch.Tensor:
-    """``(xhat * weight + bias) * max(0, theta)``, where xhat is ``input`` normalised over the alive features of its last dimension.
+    """``(xhat * weight + bias) * max(0, theta)``; xhat is ``input`` normalised over the alive features of its last dimension.
 
     input: (*, C); normalized_shape: (C,); weight, bias: (C,) or None; theta: (C,). Returns (*, C): exact zeros where theta <= 0,
     whatever the input, weight and bias hold there. Without an alive feature all is zero.
@@ -84,8 +85,8 @@ def filtered_instance_norm(
 ) -> torch.Tensor:
     """``instance_norm(input) * max(0, theta)`` with the filter inside the affine pair: each channel is on its own.
 
-    input: (B, C, ...); running_mean, running_var, weight, bias: (C,) or None; theta: (C,). A dead feature comes out as exact zeros
-    as long as its input is finite.
+    input: (B, C, ...); running_mean, running_var, weight, bias: (C,) or None; theta: (C,). A dead feature comes out as exact
+    zeros as long as its input is finite.
     """
     check_unfolded(weight, bias)
     weight, bias = fold(torch.ones_like(theta) if weight is None else weight, bias, theta)

@@ -49,18 +49,19 @@ def checked_shape(name: str, normalized_shape: int | Sequence[int]) -> int:
     return shape[0]
 
 
-class FilteredLayerNorm(FilterBase, FoldedReads, nn.LayerNorm):  # type: ignore[misc]  # weight and bias are computed, no Parameters
+class FilteredLayerNorm(FilterBase, FoldedReads, nn.LayerNorm):  # type: ignore[misc]  # weight and bias are computed
     """``layer_norm(x) * max(0, theta)`` over the last dimension, with the statistics of the alive features alone.
 
-    Arguments as ``nn.LayerNorm``; normalized_shape: one dimension. (*, C) to (*, C). Dead features are not counted and come out as
-    exact zeros, so removing them is exact, and ``fold_filters`` gives the ``nn.LayerNorm`` of the smaller size. All norms that read one
-    residual trunk may share one ``theta``: a feature that is dead in all of them leaves the trunk, whatever it holds there.
+    Arguments as ``nn.LayerNorm``; normalized_shape: one dimension. (*, C) to (*, C). Dead features are not counted and come out
+    as exact zeros, so removing them is exact, and ``fold_filters`` gives the ``nn.LayerNorm`` of the smaller size. All norms
+    that read one residual trunk may share one ``theta``: a feature that is dead in all of them leaves the trunk, whatever it
+    holds there.
 
     ``weight`` and ``bias`` are the function's only where nothing is dead: torch's own layer norm counts dead features.
     """
 
     plain = nn.LayerNorm
-    elementwise_affine = is_affine("elementwise_affine")  # type: ignore[assignment]
+    elementwise_affine = is_affine("elementwise_affine")
 
     def __init__(
         self,
@@ -86,7 +87,7 @@ class FilteredRMSNorm(FilterBase, FoldedReads, nn.RMSNorm):  # type: ignore[misc
     """``rms_norm(x) * max(0, theta)`` as :class:`FilteredLayerNorm`, without mean and bias; arguments as ``nn.RMSNorm``."""
 
     plain = nn.RMSNorm
-    elementwise_affine = is_affine("elementwise_affine")  # type: ignore[assignment]
+    elementwise_affine = is_affine("elementwise_affine")
 
     def __init__(
         self,
@@ -115,7 +116,7 @@ class FilteredGroupNorm(FilterBase, FoldedReads, nn.GroupNorm):  # type: ignore[
     """
 
     plain = nn.GroupNorm
-    affine = is_affine("affine")  # type: ignore[assignment]
+    affine = is_affine("affine")
 
     def __init__(
         self,
@@ -140,7 +141,7 @@ class FilteredGroupNorm(FilterBase, FoldedReads, nn.GroupNorm):  # type: ignore[
 class _FilteredInstanceNorm(FilterBase, FoldedReads, InstanceNorm):  # type: ignore[misc]  # as there
     """``instance_norm(x) * max(0, theta)`` with the filter inside the affine pair; arguments as the ``torch.nn`` layer."""
 
-    affine = is_affine("affine")  # type: ignore[assignment]
+    affine = is_affine("affine")
 
     def __init__(
         self,

@@ -119,22 +119,42 @@ def layer_norm_backward(
     eps: float,
     rms: bool = False,
 ) -> tuple[torch.Tensor | None, ...]:
+    _, mean, rstd = normed(x.to(widest(grad, x)), weight, bias, theta, eps, rms)
+    return normed_backward(grad, x, mean, rstd, weight, bias, theta)
+
+
+def normed_backward(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    mean: torch.Tensor | None,
+    rstd: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    theta: torch.Tensor,
+) -> tuple[torch.Tensor | None, ...]:
+    """mean (None with rms) and rstd: (*, 1). Gradients of x, weight, bias and theta, None for what is not there."""
     wide, alive = widest(grad, x, weight, bias, theta), ~(theta <= 0)
-    _, mean, rstd = normed(x.to(wide), weight, bias, theta, eps, rms)
     count, grad = alive.sum().clamp(min=1), torch.where(alive, grad.to(wide), 0.0)
     xhat = torch.where(alive, (x.to(wide) if mean is None else x.to(wide) - mean) * rstd, 0.0)
     h = scaled(grad if weight is None else grad * torch.where(alive, weight.to(wide), 0.0), theta, -1, wide)
-    first = 0.0 if rms else h.sum(-1, keepdim=True) / count
+    first = 0.0 if mean is None else h.sum(-1, keepdim=True) / count
     second = (h * xhat).sum(-1, keepdim=True) / count
     dx = torch.where(alive, rstd * (h - first - xhat * second), 0.0)
-    rows = list(range(x.dim() - 1))
-    sums = [(grad * xhat).sum(rows) if rows else grad * xhat, grad.sum(rows) if rows else grad]
+    sums = [t.reshape(x.shape[:-1].numel(), len(theta)).sum(0) for t in (grad * xhat, grad)]
+    return dx.to(x.dtype), *affine_gradients(sums, weight, bias, theta)
+
+
+def affine_gradients(
+    sums: Sequence[torch.Tensor], weight: torch.Tensor | None, bias: torch.Tensor | None, theta: torch.Tensor
+) -> tuple[torch.Tensor | None, ...]:
+    """(dweight, dbias, dtheta) of a norm; sums: of grad xhat and of grad for each feature, in the dtype to compute in."""
+    wide = sums[0].dtype
     dweight, dbias = (
         None if t is None else scaled(g, theta, 0, wide).to(t.dtype) for g, t in zip(sums, (weight, bias), strict=True)
     )
     dtheta = sums[0] if weight is None else sums[0] * weight.to(wide)
     dtheta = dtheta if bias is None else dtheta + sums[1] * bias.to(wide)
-    return dx.to(x.dtype), dweight, dbias, torch.where(alive, dtheta, 0.0).to(theta.dtype)
+    return dweight, dbias, torch.where(theta <= 0, 0.0, dtheta).to(theta.dtype)
 
 
 def group_normed(

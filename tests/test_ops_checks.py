@@ -55,6 +55,38 @@ BAD_CALLS = [
     ("filter_backward", (X[:1], X, T), "grad has shape (1, 10, 3), expected (2, 10, 3) as x"),
     ("filter_backward", (X, X[:1], T[:1]), "grad has shape (2, 10, 3), expected (1, 10, 3) as x"),
 ]
+LAST = "to match the last dimension of x (2, 10, 3)"
+N, R = torch.ones(3), torch.ones(20)  # layer_norm of X: weight, bias and theta; mean and rstd
+BAD_CALLS += [
+    ("layer_norm", (torch.ones(()), None, None, N, 1e-5), "x has shape (), expected at least one dimension"),
+    ("layer_norm", (X.int(), N, N, N, 1e-5), f"x has dtype int32, {FLOATS}"),
+    ("layer_norm", (X, N, N, T, 1e-5), f"theta has shape (10,), expected (3,) {LAST}"),
+    ("layer_norm", (X, T, N, N, 1e-5), f"weight has shape (10,), expected (3,) {LAST}"),
+    ("layer_norm", (X, N, N[None], N, 1e-5), f"bias has shape (1, 3), expected (3,) {LAST}"),
+    ("layer_norm", (X, N, N.long(), N, 1e-5), f"bias has dtype int64, {FLOATS}"),
+    ("layer_norm_backward", (X[:1], X, R, R, N, N, N), "grad has shape (1, 10, 3), expected (2, 10, 3) as x"),
+    (
+        "layer_norm_backward",
+        (X, X, R[:5], R, N, N, N),
+        "mean has shape (5,), expected (20,) to match the rows of x (2, 10, 3)",
+    ),
+    (
+        "layer_norm_backward",
+        (X, X, R, R, N, N, N, True),
+        "mean has shape (20,), expected (0,) to match the rows of x (2, 10, 3)",
+    ),
+    (
+        "layer_norm_backward",
+        (X, X, R, R[:5], N, N, N),
+        "rstd has shape (5,), expected (20,) to match the rows of x (2, 10, 3)",
+    ),
+    ("layer_norm_backward", (X, X, R, R.int(), N, N, N), f"rstd has dtype int32, {FLOATS}"),
+    ("group_norm", (B, B, B, T, 2, 1e-5), "x has shape (10,), expected (B, C, ...)"),
+    ("group_norm", (X, T, T, N, 2, 1e-5), "theta has shape (3,), expected (10,) to match dimension 1 of x (2, 10, 3)"),
+    ("group_norm", (X, N, T, T, 2, 1e-5), "weight has shape (3,), expected (10,) to match dimension 1 of x (2, 10, 3)"),
+    ("group_norm", (X, T, T, T, 3, 1e-5), "groups is 3, expected a divisor of the 10 channels of x"),
+    ("group_norm", (X, T, T, T, 0, 1e-5), "groups is 0, expected a divisor of the 10 channels of x"),
+]
 ELSEWHERE = [  # (op, good arguments, which of them is left on the CPU, message)
     ("fold", (W, B, T), 2, "theta is on cpu, expected cuda:0 as weight"),
     ("fold", (W, B, T), 1, "bias is on cpu, expected cuda:0 as weight"),

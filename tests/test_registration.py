@@ -14,6 +14,8 @@ KEPT = [torch.tensor([0, 2]), torch.tensor([0, 5, 2])]
 K, WINDOW = torch.randn(6, 5, 2, 3), ([1, 2], [1, 0], [1, 1], 1)  # conv: weight, window
 IMAGES, PIXELS = torch.randn(2, 5, 4, 7), torch.randn(2, 6, 5, 3)  # conv: x, gradient of the output
 Y, M, G = torch.randn(2, 3, 5), torch.randn(6, 5), torch.randn(2, 3, 6)  # linear: x, weight, grad
+L, T5, R = torch.randn(5), torch.randn(5), torch.rand(6)  # layer_norm of Y: weight and bias, theta, mean and rstd
+STATS = torch.rand(3, 2)  # group_norm of X: mean and rstd
 
 CASES = {
     "fold": [(W, B, T), (W, None, T), (W, B, T, torch.bfloat16), (W.transpose(1, 2), B, T.double())],
@@ -27,6 +29,22 @@ CASES = {
         (X, X, torch.ones(1)),
         (X.transpose(1, 2), X.transpose(1, 2), T, -1),
         (X, X.relu(), T, 1, True),
+    ],
+    "layer_norm": [(Y, L, L, T5, 1e-5), (Y, None, None, T5, 1e-5, True), (Y.bfloat16(), L, None, T5.double(), 1e-5)],
+    "layer_norm_backward": [
+        (Y, Y, R, R, L, L, T5),
+        (Y, Y, R[:0], R, None, None, T5, True),
+        (Y.bfloat16(), Y.bfloat16(), R, R, L, None, T5, False, True, False),
+        (Y, Y, R, R, L, L, T5, False, False),
+    ],
+    "group_norm": [
+        (X, B, B, T, 3, 1e-5),
+        (X, None, None, T, 1, 1e-5),
+        (PIXELS.bfloat16(), B, None, T.double(), 2, 1e-5),
+    ],
+    "group_norm_backward": [
+        (X, X, STATS, STATS, B, B, T, 2),
+        (X.bfloat16(), X.bfloat16(), STATS, STATS, None, None, T, 2),
     ],
     "alive_product": [(G * (B > 0), M, B), (G[0], M, B.abs())],
     "alive_conv_input": [(PIXELS * (B > 0).view(6, 1, 1), IMAGES, K, B, *WINDOW)],
@@ -92,6 +110,8 @@ def test_fakes_agree_on_strides_and_dtypes(name):
         lambda t: ops.fold(W, B, t),
         lambda t: ops.filter(X, t),
         lambda t: ops.linear(Y, M, B, t),
+        lambda t: ops.layer_norm(X, None, None, t, 1e-5),
+        lambda t: ops.group_norm(X, None, None, t, 2, 1e-5),
         lambda t: ops.conv(IMAGES, K, B, t, *WINDOW),
     ],
 )

@@ -33,7 +33,8 @@ def check(rows):
     for row in rows:
         assert row["registers"] <= 255, row
         assert row["shared"] <= SHARED[row["sm"]] * 1024, row
-        multiplies = row["dtype"] in ("float16", "bfloat16") and "finish" not in row["kernel"]  # that one finishes sums
+        adds = "finish" in row["kernel"] or "norm" in row["kernel"]  # sums alone
+        multiplies = row["dtype"] in ("float16", "bfloat16") and not adds
         if multiplies or row["dtype"] == "float32":
             assert row["mma"] == (UNITS[row["sm"]] if multiplies else ""), row
 

@@ -48,6 +48,16 @@ def norm(batch, channels, side, **more):
     return Shape(name, lambda: sn.FilteredBatchNorm2d(channels), (batch, channels, side, side), **more)
 
 
+def layer_norm(rows, features, kind=sn.FilteredLayerNorm, **more):
+    """Its plain layer counts the dead, so it does other work on them."""
+    name = "RMS norm" if kind is sn.FilteredRMSNorm else "layer norm"
+    return Shape(f"{name} {rows}x{features}", lambda: kind(features, eps=1e-5), (rows, features), **more)
+
+
+def rms_norm(rows, features, **more):
+    return layer_norm(rows, features, sn.FilteredRMSNorm, **more)
+
+
 def filter(batch, channels, side, **more):
     name = f"Filter {batch}x{channels}x{side}x{side}"
     return Shape(name, lambda: sn.Filter(channels), (batch, channels, side, side), **more)
@@ -61,6 +71,8 @@ QUICK = [
     conv(8, 3, 64, 3, 64),
     conv(8, 96, 96, 3, 28, groups=96, note=", depthwise"),
     norm(16, 64, 28),
+    layer_norm(512, 256),
+    rms_norm(512, 256),
     filter(16, 64, 28),
 ]
 CPU = [
@@ -76,6 +88,7 @@ CPU = [
     conv(8, 16, 16, 3, 8),
     norm(32, 128, 28),
     norm(16, 16, 4),
+    *(make(*size) for make in (layer_norm, rms_norm) for size in ((4096, 1024), (512, 4096))),
     filter(32, 128, 28),
     filter(16, 16, 4),
 ]
@@ -91,6 +104,7 @@ CUDA = [
     conv(16, 16, 16, 3, 8),
     *(norm(128, 256, 56, **kind) for kind in ({}, {"dtype": HALF, "channels_last": True})),
     norm(16, 16, 8),
+    *(make(16384, 4096, **kind) for make in (layer_norm, rms_norm) for kind in ({}, {"dtype": HALF})),
     *(filter(128, 256, 56, **kind) for kind in ({}, {"dtype": HALF, "channels_last": True})),
     filter(16, 16, 8),
 ]

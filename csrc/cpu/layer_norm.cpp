@@ -1,5 +1,5 @@
-// layer_norm on the CPU: rows in parallel. Sums over rows are in parts that the shape alone fixes, so they do not depend on the
-// number of threads.
+// layer_norm on the CPU: rows in parallel. Sums over rows are in parts that the shape alone fixes, so they do not
+// depend on the number of threads.
 #include "../layer_norm.h"
 #include "layer_norm_rows.h"
 
@@ -9,11 +9,11 @@
 namespace shrinknets {
 namespace {
 
-constexpr int64_t kGrain = 32768;   // elements per task, as for fold
-constexpr int64_t kColumns = 512;   // of the sums that one task finishes
-constexpr int64_t kPartRows = 64;   // at most, so that float32 sums stay as exact as torch's cascades
-constexpr int64_t kWanted = 32;     // parts at least, where they still have kFewRows
-constexpr int64_t kFewRows = 16;    // each part takes two rows of memory
+constexpr int64_t kGrain = 32768;  // elements per task, as for fold
+constexpr int64_t kColumns = 512;  // of the sums that one task finishes
+constexpr int64_t kPartRows = 64;  // at most, so that float32 sums stay as exact as torch's cascades
+constexpr int64_t kWanted = 32;    // parts at least, where they still have kFewRows
+constexpr int64_t kFewRows = 16;   // each part takes two rows of memory
 
 int64_t grain(int64_t inner) {
   return std::max<int64_t>(1, kGrain / std::max<int64_t>(inner, 1));
@@ -122,32 +122,32 @@ struct Vectors {
 // dweight = s sum g xhat, dbias = s sum g, dtheta = weight sum g xhat + bias sum g, from the parts.
 template <typename acc>
 void finish(const acc* sums, int64_t parts, int64_t n, const Vectors& v) {
-  torch::stable::parallel_for(0, (n + kColumns - 1) / kColumns, grain(2 * parts * kColumns), [&](int64_t begin,
-                                                                                                int64_t end) {
-    for (int64_t block = begin; block < end; ++block) {
-      const int64_t first = block * kColumns, width = std::min(kColumns, n - first);
-      double weights[kColumns] = {}, biases[kColumns] = {};
-      for (int64_t part = 0; part < parts; ++part) {
-        const acc* own = sums + part * 2 * n + first;
-        for (int64_t k = 0; k < width; ++k) {
-          weights[k] += own[k];
-          biases[k] += own[n + k];
+  torch::stable::parallel_for(
+      0, (n + kColumns - 1) / kColumns, grain(2 * parts * kColumns), [&](int64_t begin, int64_t end) {
+        for (int64_t block = begin; block < end; ++block) {
+          const int64_t first = block * kColumns, width = std::min(kColumns, n - first);
+          double weights[kColumns] = {}, biases[kColumns] = {};
+          for (int64_t part = 0; part < parts; ++part) {
+            const acc* own = sums + part * 2 * n + first;
+            for (int64_t k = 0; k < width; ++k) {
+              weights[k] += own[k];
+              biases[k] += own[n + k];
+            }
+          }
+          for (int64_t k = 0; k < width; ++k) {
+            const int64_t at = first + k;
+            const double s = scale_of<acc>(v.theta, at);
+            if (v.weight) {
+              v.dweight.set<double>(at, scaled(weights[k], s));
+            }
+            if (v.bias) {
+              v.dbias.set<double>(at, scaled(biases[k], s));
+            }
+            const double w = v.weight ? v.weight.get<double>(at) : 1, b = v.bias ? v.bias.get<double>(at) : 0;
+            v.dtheta.set<double>(at, s == 0 ? 0 : weights[k] * w + biases[k] * b);
+          }
         }
-      }
-      for (int64_t k = 0; k < width; ++k) {
-        const int64_t at = first + k;
-        const double s = scale_of<acc>(v.theta, at);
-        if (v.weight) {
-          v.dweight.set<double>(at, scaled(weights[k], s));
-        }
-        if (v.bias) {
-          v.dbias.set<double>(at, scaled(biases[k], s));
-        }
-        const double w = v.weight ? v.weight.get<double>(at) : 1, b = v.bias ? v.bias.get<double>(at) : 0;
-        v.dtheta.set<double>(at, s == 0 ? 0 : weights[k] * w + biases[k] * b);
-      }
-    }
-  });
+      });
 }
 
 // f(all, rms) with constants.
@@ -216,8 +216,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> layer_norm_backward(Tensor grad, Tens
     acc* own = wants_parameters ? static_cast<acc*>(memory.data_ptr()) : nullptr;
     with_flags(affine.all, rms, [&](auto all, auto is_rms) {
       gradient_rows<all(), is_rms()>(affine, rows, part_rows, static_cast<const T*>(upstream.data_ptr()),
-                                     static_cast<const T*>(from.data_ptr()),
-                                     static_cast<const acc*>(means.data_ptr()),
+                                     static_cast<const T*>(from.data_ptr()), static_cast<const acc*>(means.data_ptr()),
                                      static_cast<const acc*>(rates.data_ptr()),
                                      wants_input ? static_cast<T*>(dx.data_ptr()) : nullptr, own);
     });

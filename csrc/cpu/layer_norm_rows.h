@@ -1,5 +1,5 @@
-// One row of a norm over the alive features, in loops that become vector code. A row is n neighbouring values in the type that is
-// computed in; weight and bias have the filter in them and are 0 where a feature is dead.
+// One row of a norm over the alive features, in loops that become vector code. A row is n neighbouring values in the
+// type that is computed in; weight and bias have the filter in them and are 0 where a feature is dead.
 #pragma once
 
 #include "narrow.h"
@@ -24,7 +24,8 @@ struct Affine {
   bool all;
 };
 
-// 0 where a feature is dead, whatever it holds. By bits: of a selection compilers make loads under a mask, which are slow.
+// 0 where a feature is dead, whatever it holds. By bits: of a selection compilers make loads under a mask, which are
+// slow.
 template <bool all, typename acc>
 inline acc counted(acc value, bits_t<acc> alive) {
   if constexpr (all) {
@@ -91,8 +92,8 @@ SN_VECTOR void norm_row(const acc* __restrict x, acc* __restrict y, const acc* _
   }
 }
 
-// The sums of h = g weight and of h xhat. With `sums`, g xhat is added to the first n of dsums and g to the next n; what
-// dead features add there is nobody's.
+// The sums of h = g weight and of h xhat. With `sums`, g xhat is added to the first n of dsums and g to the next n;
+// what dead features add there is nobody's.
 template <bool all, bool sums, typename acc>
 SN_VECTOR void reduce_row(const acc* __restrict g, const acc* __restrict x, const acc* __restrict weight,
                           const bits_t<acc>* __restrict alive, int64_t n, acc mean, acc rstd, acc* __restrict dsums,

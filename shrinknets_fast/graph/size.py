@@ -64,12 +64,16 @@ def parameters_left(reading: Reading, dead: Dead) -> int:
                         lengths[id(axis)] = len(axis) - int(gone[axis.ids].sum())
                     shape[dim] = lengths[id(axis)]
             total += math.prod(shape)
-    return total + 2 * sum(int(stays(reading, m, gone).sum()) for m in bare_norms(reading.model))
+    return total + sum(affine_vectors(m) * int(stays(reading, m, gone).sum()) for m in bare_norms(reading.model))
 
 
 def bare_norms(model: nn.Module) -> list[FilterBase]:
-    """Batch norms without weight and bias: they get both when they are folded."""
+    """Norms without weight and bias: they get both when they are folded, an RMS norm its weight."""
     return [m for m in named_filters(model).values() if m._parameters.get("weight", m) is None]
+
+
+def affine_vectors(norm: FilterBase) -> int:
+    return 1 + ("bias" in norm._parameters)
 
 
 def stays(reading: Reading, module: FilterBase, gone: torch.Tensor) -> torch.Tensor:

@@ -5,15 +5,15 @@ With ``s = max(0, theta)``, mean and variance over a group's alive channels (the
 
     xhat = (x - mean) r        y[c] = (xhat weight[c] + bias[c]) s[c]        0 where theta[c] <= 0
 
-A dead channel is not counted and comes out as an exact zero, even where its x, weight or bias is NaN or infinite; a group without an
-alive channel is zero. For the upstream gradient g, with ``h = g s weight``, ``G = sum of g xhat`` and ``b = sum of g`` over all but
-channels, means over the alive::
+A dead channel is not counted and comes out as an exact zero, even where its x, weight or bias is NaN or infinite; a group
+without an alive channel is zero. For the upstream gradient g, with ``h = g s weight``, ``G = sum of g xhat`` and ``b = sum of
+g`` over all but channels, means over the alive::
 
     dx = r (h - mean(h) - xhat mean(h xhat))        dweight = s G      dbias = s b      dtheta = [theta > 0] (weight G + bias b)
 
-Saved are x, mean and r, one each for a group of a sample, and the parameters. x: (B, C, ...); weight, bias: (C,) or None; theta: (C,).
-float64, float32, float16 or bfloat16, mixed as you like: computed in float64 if any operand has it, else in float32.
-Source: Wu and He 2018; ShrinkNets (Leclerc, Fernandez, Madden), equation 1.
+Saved are x, mean and r, one each for a group of a sample, and the parameters. x: (B, C, ...); weight, bias: (C,) or None;
+theta: (C,). float64, float32, float16 or bfloat16, mixed as you like: computed in float64 if any operand has it, else in
+float32. Source: Wu and He 2018; ShrinkNets (Leclerc, Fernandez, Madden), equation 1.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from ..reference import along, group_normed, scaled, widest
+from ..reference import affine_gradients, along, group_normed, scaled, widest
 from .autograd import applied, once
 from .checks import check_dtype, check_like, check_same_device, check_vector
 
@@ -119,14 +119,10 @@ def _(
     first, second = (t.reshape(x.shape[0], groups, per_channel * pixels).sum(2) / count for t in (h, h * xhat))
     dx = torch.where(alive, over_channels(rstd) * (h - over_channels(first) - xhat * over_channels(second)), zero)
     sums = [t.transpose(0, 1).reshape(len(theta), x.shape[0] * pixels).sum(1) for t in (g * xhat, g)]
-    dtheta = sums[0] if weight is None else sums[0] * weight.to(wide)
-    dtheta = dtheta if bias is None else dtheta + sums[1] * bias.to(wide)
-    dweight, dbias = (
-        x.new_empty(0) if t is None else scaled(total, theta, 0, wide).to(t.dtype)
-        for t, total in zip((weight, bias), sums, strict=True)
-    )
-    dtheta = torch.where(theta <= 0, zero, dtheta).to(theta.dtype)
-    return torch.empty_like(x).copy_(dx), dweight, dbias, dtheta
+    dweight, dbias, dtheta = affine_gradients(sums, weight, bias, theta)
+    none = x.new_empty(0)
+    dx = torch.empty_like(x).copy_(dx)
+    return dx, none if dweight is None else dweight, none.clone() if dbias is None else dbias, dtheta
 
 
 class GroupNorm(torch.autograd.Function):
