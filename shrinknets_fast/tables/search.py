@@ -1,0 +1,69 @@
+"""A short search for lambda: the largest one that loses nothing that the validation rows can tell."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+
+from .objectives import Objective
+from .training import Data, Recipe, Run, Trained
+
+LAMS = (1e-2, 3e-3, 1e-3)
+Folds = list[tuple[torch.Tensor, torch.Tensor]]  # (rows to train on, rows held out) each
+Watch = Callable[[str], Callable[[Run, torch.Tensor], None] | None]
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One lambda of a search: the mean loss of the rows held out, and the mean number of live features."""
+
+    lam: float
+    loss: float
+    features: float
+
+
+@dataclass
+class Found:
+    lam: float
+    tried: list[Tried]
+    best: Trained | None  # of the lambda found, where there was one fold
+
+
+def rows_of(data: Data, rows: torch.Tensor) -> Data:
+    x, y = data
+    return x[rows], y[rows]
+
+
+def search(
+    data: Data, objective: Objective, recipe: Recipe, folds: Folds, lams: Iterable[float], seed: int, watch: Watch
+) -> Found:
+    """Each lambda is trained on each fold; :func:`chosen` says which is taken."""
+    tried, losses, runs = [], [], []
+    for lam in lams:
+        trained = []
+        for k, (inside, outside) in enumerate(folds):
+            run = Run(rows_of(data, inside), objective, recipe, lam, seed + k, rows_of(data, outside))
+            trained.append(run.train(watch(f"lambda {lam:g}")))
+        losses.append(torch.cat([t.validation for t in trained if t.validation is not None]).double())
+        tried.append(Tried(lam, float(losses[-1].mean()), sum(sum(t.sizes) for t in trained) / len(trained)))
+        runs.append(trained)
+    best = chosen([t.lam for t in tried], losses)
+    return Found(tried[best].lam, tried, runs[best][0] if len(folds) == 1 else None)
+
+
+def chosen(lams: list[float], losses: list[torch.Tensor]) -> int:
+    """The largest lambda whose mean loss is within one standard error of the least one, pairing the rows.
+
+    losses: (M,) for each lambda, of the same rows: the error is that of the mean of the differences, so it is small where
+    two networks err on the same rows.
+    """
+    least = min(range(len(lams)), key=lambda k: float(losses[k].mean()))
+    for k in sorted(range(len(lams)), key=lambda k: -lams[k]):
+        worse = losses[k] - losses[least]
+        error = float(worse.std()) / math.sqrt(len(worse)) if len(worse) > 1 else 0.0
+        if float(worse.mean()) <= error:
+            return k
+    return least
