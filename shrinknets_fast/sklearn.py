@@ -109,15 +109,18 @@ class Shrink(BaseEstimator):
         self.n_parameters_ = sum(p.numel() for p in trained.network.parameters())
         self.n_iter_ = trained.epochs
         self.loss_curve_ = trained.account.losses
-        self._account = trained.account
-        self._wide = copy_in_double(trained.network)
+        self.account_ = trained.account
+
+    def network_in_double(self) -> nn.Module:
+        """A copy of ``network_`` in float64: there a row's prediction does not depend on the rows beside it."""
+        check_is_fitted(self)
+        return copy.deepcopy(self.network_).double()
 
     def _outputs(self, x: Array) -> torch.Tensor:
-        """In float64, so that a row's prediction does not depend on the rows beside it."""
         check_is_fitted(self)
         x = validate_data(self, x, reset=False, dtype=np.float64)
         with torch.no_grad():
-            return self._wide(torch.from_numpy(x))
+            return self.network_in_double()(torch.from_numpy(x))
 
     def _folds(self, rows: int, labels: Array | None, seed: int, searches: bool) -> Folds:
         """What the search trains on and looks at; for early stopping one split."""
@@ -189,14 +192,14 @@ class ShrinkClassifier(ClassifierMixin, Shrink):
         self.classes_, labels = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise ShrinkError(f"y has one class, {self.classes_[0]!r}, in {len(y)} rows; expected at least two")
-        self._objective = objectives.classes(len(self.classes_))
-        self._train(as_float32(X, "X"), labels.astype(np.int64), self._objective, labels)
+        self.objective_ = objectives.classes(len(self.classes_))
+        self._train(as_float32(X, "X"), labels.astype(np.int64), self.objective_, labels)
         return self
 
     def predict_proba(self, X: Array) -> Array:
         """(N, classes), in the order of ``classes_``."""
         out = self._outputs(X)
-        return self._objective.probabilities(out).numpy()
+        return self.objective_.probabilities(out).numpy()
 
     def predict(self, X: Array) -> Array:
         """(N,): the likeliest of ``classes_``."""
@@ -217,25 +220,21 @@ class ShrinkRegressor(RegressorMixin, Shrink):
             y = column_or_1d(y, warn=True)
         self._flat = y.ndim == 1
         y = y.reshape(len(y), -1).astype(np.float64)
-        self._mean, spread = y.mean(0), y.std(0)
-        self._spread = np.where(spread > 0, spread, 1.0)
-        scaled = (y - self._mean) / self._spread
+        self.target_mean_, spread = y.mean(0), y.std(0)
+        self.target_scale_ = np.where(spread > 0, spread, 1.0)
+        scaled = (y - self.target_mean_) / self.target_scale_
         self._train(as_float32(X, "X"), as_float32(scaled, "y"), objectives.numbers(y.shape[1]), None)
         return self
 
     def predict(self, X: Array) -> Array:
         """(N,) or (N, targets), as y was."""
-        found = self._outputs(X).numpy() * self._spread + self._mean
+        found = self._outputs(X).numpy() * self.target_scale_ + self.target_mean_
         return found[:, 0] if self._flat else found
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.target_tags.multi_output = True
         return tags
-
-
-def copy_in_double(network: nn.Module) -> nn.Module:
-    return copy.deepcopy(network).double()
 
 
 def as_float32(array: Array, name: str) -> Array:
