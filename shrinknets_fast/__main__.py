@@ -17,7 +17,9 @@ def parser():
     commands = top.add_subparsers(dest="command", required=True, metavar="{train,fit,predict,info}")
     train = commands.add_parser("train", description=DESCRIPTION, epilog=EPILOG, help="train a network that shrinks")
     add_arguments(train)
-    table = commands.add_parser("fit", description=FIT, epilog=FIT_END, help="fit a network that sizes itself to a CSV file")
+    table = commands.add_parser(
+        "fit", description=FIT, epilog=FIT_END, help="fit a network that sizes itself to a CSV file"
+    )
     add_fit(table)
     add_predict(commands.add_parser("predict", description=PREDICT, help="predict rows with what fit wrote"))
     about = commands.add_parser("info", help="print versions, devices and how this installation was built")

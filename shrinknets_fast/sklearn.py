@@ -128,7 +128,9 @@ class Shrink(BaseEstimator):
             share = {"test_size": self.validation_fraction, "random_state": seed, "n_splits": 1}
             held = math.ceil(rows * self.validation_fraction)
             if held >= rows:
-                raise ShrinkError(f"validation_fraction is {self.validation_fraction:g}, which leaves none of {rows} rows")
+                raise ShrinkError(
+                    f"validation_fraction is {self.validation_fraction:g}, which leaves none of {rows} rows"
+                )
             fits = labels is not None and np.bincount(labels).min() > 1 and min(held, rows - held) > labels.max()
             split: Any = StratifiedShuffleSplit(**share) if fits else ShuffleSplit(**share)
         elif searches and rows >= FEW:
@@ -145,8 +147,8 @@ class Shrink(BaseEstimator):
         hidden = tuple(size) if isinstance(size, (tuple, list, np.ndarray)) else (size,)
         if not hidden or not all(is_whole(width) and width >= 1 for width in hidden):
             raise ShrinkError(f"hidden_layer_sizes is {size!r}, expected integers of at least 1")
-        batch_size = self.batch_size
-        if batch_size == "auto":
+        batch_size: Any = self.batch_size
+        if isinstance(batch_size, str) and batch_size == "auto":
             batch_size = min(256, max(8, rows // 20))
         for name, value in (("epochs", self.epochs), ("batch_size", batch_size), ("patience", self.patience)):
             if not is_whole(value) or value < 1:
@@ -241,7 +243,9 @@ def as_float32(array: Array, name: str) -> Array:
     with contextlib.suppress(FloatingPointError), np.errstate(over="ignore"):
         small = np.ascontiguousarray(array, dtype=np.float32)
     if not np.isfinite(small).all():
-        raise ShrinkError(f"{name} has values up to {np.abs(array).max():g}, too large for float32; use a StandardScaler")
+        raise ShrinkError(
+            f"{name} has values up to {np.abs(array).max():g}, too large for float32; use a StandardScaler"
+        )
     return small
 
 

@@ -10,7 +10,7 @@ target's cells; missing values (empty, NA, N/A, NaN, null, ?) are filled in, tex
 """
 FIT_END = """\
 written to OUT:
-  plain.pt2     all of it as a torch.export program, from columns in float64 to numbers or probabilities; loads without this package
+  plain.pt2     all of it as a torch.export program, from columns to numbers or probabilities; loads without this package
   summary.json  columns, classes, score on the rows held out, lambdas tried, sizes, parameters, arguments and versions
   fit.png       features per layer and the loss over the steps of the last run
 Each is replaced in one piece, the summary last. Then: python -m shrinknets_fast predict OUT rows.csv
@@ -43,7 +43,9 @@ def add_reading(add):
 def add_fit(parser):
     add = parser.add_argument
     add("data", metavar="data.csv", help="- is the standard input")
-    add("--target", nargs="+", required=True, metavar="COLUMN", help="names, or numbers from 1 where there is no header")
+    add(
+        "--target", nargs="+", required=True, metavar="COLUMN", help="names, or numbers from 1 where there is no header"
+    )
     add("--task", choices=("regression", "classification"), help="default: found from the target's cells")
     add("--exclude", nargs="+", default=[], metavar="COLUMN", help="columns to leave out")
     add("--category", nargs="+", default=[], metavar="COLUMN", help="columns whose numbers are names, as postcodes are")

@@ -33,7 +33,9 @@ def fit(arguments):
     if both := sorted(set(arguments.target) & {*arguments.exclude, *arguments.category}):
         raise Refusal(f"--target {both[0]}: is in --exclude or --category too")
     if len(table.rows) < LEAST:
-        raise Refusal(f"{table.name}: row {table.numbers[-1]} is the last: {len(table.rows)} rows, expected {LEAST} or more")
+        raise Refusal(
+            f"{table.name}: row {table.numbers[-1]} is the last: {len(table.rows)} rows, expected {LEAST} or more"
+        )
     target = targets.find(table, names, arguments.target, arguments.task, arguments.decimal)
     used, left_out = columns.find(table, names, target.names, arguments.exclude, arguments.category, arguments.decimal)
     x = columns.matrix(table, used, arguments.decimal)
@@ -149,6 +151,8 @@ def make(arguments, task):
     from ..sklearn import ShrinkClassifier, ShrinkRegressor
 
     kind = ShrinkClassifier if task == "classification" else ShrinkRegressor
-    options = {name: getattr(arguments, name) for name in ("epochs", "batch_size") if getattr(arguments, name) is not None}
+    options = {
+        name: getattr(arguments, name) for name in ("epochs", "batch_size") if getattr(arguments, name) is not None
+    }
     rates = {"lam": arguments.lam, "lr": arguments.lr, "filter_lr": arguments.filter_lr}
     return kind(tuple(arguments.hidden), **rates, **options, random_state=arguments.seed, verbose=True)

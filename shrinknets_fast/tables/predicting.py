@@ -59,4 +59,6 @@ def placed(table, columns, summary):
     if table.width == width - len(targets):
         return [Column(c.name, c.index - sum(t < c.index for t in targets), c.values) for c in columns]
     expected = f"{width - len(targets)} columns, or {width} with the targets"
-    raise Refusal(f"{table.name}: row {table.numbers[0]}: {table.width} columns without known names, expected {expected}")
+    raise Refusal(
+        f"{table.name}: row {table.numbers[0]}: {table.width} columns without known names, expected {expected}"
+    )

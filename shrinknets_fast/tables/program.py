@@ -53,6 +53,12 @@ class Program(nn.Module):
             self.keep("target_mean", estimator.target_mean_)
             self.keep("target_scale", estimator.target_scale_)
 
+    fill: torch.Tensor
+    mean: torch.Tensor
+    scale: torch.Tensor
+    target_mean: torch.Tensor
+    target_scale: torch.Tensor
+
     def keep(self, name: str, values: Any) -> None:
         self.register_buffer(name, torch.as_tensor(values, dtype=torch.float64).clone())
 

@@ -47,7 +47,9 @@ def read(path: str, names: Iterable[str], delimiter: str | None, header: str, en
     first_number, first = records[0]
     for number, cells in records:
         if len(cells) != len(first):
-            what = f"ends after column {len(cells)}" if len(cells) < len(first) else f"goes on after column {len(first)}"
+            what = (
+                f"ends after column {len(cells)}" if len(cells) < len(first) else f"goes on after column {len(first)}"
+            )
             raise Refusal(f"{name}: row {number} {what}: {len(cells)} columns, but {len(first)} in row {first_number}")
     has_header = looks_like_header(first, set(names)) if header == "auto" else header == "yes"
     rows = records[1:] if has_header else records

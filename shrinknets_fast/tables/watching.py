@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 
 import torch
 
+from ..training.progress import IN_A_LOG, ON_A_TERMINAL
 from ..training.refusal import require
 from .search import Watch
 from .training import Run
@@ -24,7 +26,8 @@ def Bar(runs: int) -> Iterator[Watch]:
     """runs: how many there will be, each counted as one unit."""
     tqdm = require("tqdm", "tqdm", "verbose=True").tqdm
     form = "{percentage:3.0f}%|{bar:20}| {n:.1f}/{total_fmt} runs [{elapsed}<{remaining}]{postfix}"
-    with tqdm(total=runs, bar_format=form) as bar:
+    interval = ON_A_TERMINAL if sys.stderr.isatty() else IN_A_LOG
+    with tqdm(total=runs, bar_format=form, mininterval=interval) as bar:
         finished = 0
 
         def watch(words: str) -> Callable[[Run, torch.Tensor], None]:
