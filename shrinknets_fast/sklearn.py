@@ -44,7 +44,7 @@ class Shrink(BaseEstimator):
         hidden_layer_sizes: int | tuple[int, ...] = (256,),
         *,
         lam: float | Literal["auto"] = "auto",
-        lr: float = 1e-3,
+        lr: float = 3e-3,
         filter_lr: float = 1e-2,
         weight_decay: float = 0.1,
         epochs: int = 60,
@@ -149,7 +149,7 @@ class Shrink(BaseEstimator):
             raise ShrinkError(f"hidden_layer_sizes is {size!r}, expected integers of at least 1")
         batch_size: Any = self.batch_size
         if isinstance(batch_size, str) and batch_size == "auto":
-            batch_size = min(256, max(8, rows // 20))
+            batch_size = min(256, max(16, rows // 20))
         for name, value in (("epochs", self.epochs), ("batch_size", batch_size), ("patience", self.patience)):
             if not is_whole(value) or value < 1:
                 raise ShrinkError(f"{name} is {value!r}, expected an integer of at least 1")
@@ -178,8 +178,9 @@ class ShrinkClassifier(ClassifierMixin, Shrink):
 
     lam: weight of the penalty ``sum(max(0, theta))``; "auto" tries 1e-2, 3e-3 and 1e-3 in a cross-validation (three folds; from
     1,000 rows on one split) and takes the largest that is within one standard error of the best, then trains on all rows.
-    lr, filter_lr, weight_decay: of AdamW, for weights, for thetas, on the weights; rates fall to 0 as a cosine. batch_size:
-    "auto" is a 20th of the rows, from 8 to 256. early_stopping: hold ``validation_fraction`` of the rows out, end after
+    lr, filter_lr, weight_decay: of AdamW, for weights, for thetas, on the weights; rates fall to 0 as a cosine, and
+    the second half of the steps is without the penalty. batch_size:
+    "auto" is a 20th of the rows, from 16 to 256. early_stopping: hold ``validation_fraction`` of the rows out, end after
     ``patience`` epochs without a better loss there, and keep the best epoch's network. random_state: an int gives the same
     network each time. verbose: a progress bar (tqdm).
 
@@ -193,7 +194,9 @@ class ShrinkClassifier(ClassifierMixin, Shrink):
         check_classification_targets(y)
         self.classes_, labels = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
-            raise ShrinkError(f"y has one class, {self.classes_[0]!r}, in {len(y)} rows; expected at least two")
+            raise ShrinkError(
+                f"y has one class, {self.classes_.tolist()[0]!r}, in {len(y)} rows; expected at least two"
+            )
         self.objective_ = objectives.classes(len(self.classes_))
         self._train(as_float32(X, "X"), labels.astype(np.int64), self.objective_, labels)
         return self

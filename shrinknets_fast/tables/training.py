@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from .. import GarbageCollector, features, fold_filters, load_state_dict, param_groups, penalty
+from .. import GarbageCollector, LambdaSchedule, features, fold_filters, load_state_dict, param_groups, penalty
 from ..errors import ShrinkError
 from ..folded import unfolded
 from ..nn import FilteredLinear
 from .objectives import Objective
 
 SAMPLES = 500  # of the sizes over a run, for a picture
+SHRINKING = 0.5  # of the steps have the penalty; what is left by then trains without
 LOOKS = 4  # per epoch, for dead features: a look waits, a dead feature costs little
 Data = tuple[torch.Tensor, torch.Tensor]
 
@@ -91,7 +92,7 @@ class Run:
         self, data: Data, objective: Objective, recipe: Recipe, lam: float, seed: int, validation: Data | None = None
     ) -> None:
         self.x, self.y = data
-        self.objective, self.recipe, self.lam, self.validation = objective, recipe, lam, validation
+        self.objective, self.recipe, self.validation = objective, recipe, validation
         self.generator = torch.Generator().manual_seed(seed)
         self.model = network(self.x.shape[1], recipe.hidden, objective.outputs, self.generator)
         rates = {"lr": recipe.lr, "filter_lr": recipe.filter_lr, "weight_decay": recipe.weight_decay}
@@ -101,6 +102,7 @@ class Run:
         self.total = self.steps_per_epoch * recipe.epochs
         every = max(1, self.steps_per_epoch // LOOKS)
         self.collector = GarbageCollector(self.model, self.x[:1], optimizers=self.optimizer, every=every)
+        self.schedule = LambdaSchedule(lam, steps=max(1, round(SHRINKING * self.total)))
         self.step_count = 0
         self.account = Account()
         self.note_sizes()
@@ -153,7 +155,9 @@ class Run:
             group["lr"] = rate * falling
         loss = self.objective.losses(self.model(self.x[batch]), self.y[batch]).mean()
         self.optimizer.zero_grad()
-        (loss + self.lam * penalty(self.model)).backward()
+        weight = self.schedule.lam
+        (loss + weight * penalty(self.model) if weight else loss).backward()
+        self.schedule.step()
         self.optimizer.step()
         self.step_count += 1
         collection = self.collector.step()
