@@ -76,7 +76,7 @@ def test_the_search_trains_on_all_rows_with_the_lambda_found():
     x, y = blobs()
     fitted = sn.sklearn.ShrinkClassifier(16, epochs=5, random_state=0).fit(x, y)
     assert [tried["lam"] for tried in fitted.search_] == list(search.LAMS) and fitted.lam_ in search.LAMS
-    assert len(fitted.loss_curve_) == 5 * 20  # 200 rows in batches of 10
+    assert len(fitted.loss_curve_) == 5 * 13  # 200 rows in batches of 16
     assert sn.sklearn.ShrinkClassifier(16, epochs=5, random_state=0, lam=fitted.lam_).fit(x, y).search_ == []
 
 
