@@ -1,6 +1,7 @@
 """``predict``: new rows through the program that ``fit`` wrote."""
 
 import json
+import zipfile
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from .columns import Column, matrix
 from .fitting import PROGRAM, SUMMARY
 
 CHUNK = 10_000  # rows
+REQUIRED = {"task", "columns", "classes", "header", "width", "decimal", "target_indices"}
 
 
 def predict(arguments):
@@ -32,15 +34,17 @@ def predict(arguments):
 
 def load(folder):
     """(summary, program)"""
+    path = Path(folder) / PROGRAM
     try:
         summary = json.loads((Path(folder) / SUMMARY).read_text())
-        columns, task = summary["columns"], summary["task"]
-        program = torch.export.load(Path(folder) / PROGRAM).module()
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+        if not REQUIRED <= summary.keys():
+            raise ValueError(f"{SUMMARY} lacks {', '.join(sorted(REQUIRED - summary.keys()))}")
+        if not zipfile.is_zipfile(path):  # of which torch would print its traceback first
+            raise ValueError(f"{PROGRAM} is missing or broken")
+        return summary, torch.export.load(path).module()
+    except Exception as error:  # torch raises whatever its reading runs into
+        reason = getattr(error, "strerror", None) or str(error)
         raise Refusal(f"{folder}: is no folder that fit wrote: {reason[:300]}") from error
-    assert columns and task
-    return summary, program
 
 
 def placed(table, columns, summary):
@@ -53,7 +57,7 @@ def placed(table, columns, summary):
                 row = table.numbers[0] - 1
                 raise Refusal(f"{table.name}: row {row}: column {column.name!r} {what}; its columns are {table.header}")
         return [Column(c.name, table.header.index(c.name), c.values) for c in columns]
-    targets, width = [summary["target_indices"], summary["width"]]
+    targets, width = summary["target_indices"], summary["width"]
     if table.width == width:
         return columns
     if table.width == width - len(targets):

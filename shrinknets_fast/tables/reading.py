@@ -99,7 +99,7 @@ def parsed(text: str, delimiter: str, name: str) -> list[tuple[int, list[str]]]:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
         for number, cells in enumerate(reader, 1):
             if "\0" in "".join(cells):
-                raise csv.Error("it has a NUL byte")
+                raise Refusal(f"{name}: row {number} cannot be read: it has a NUL byte")
             if cells:
                 records.append((number, [cell.strip() for cell in cells]))
     except csv.Error as error:
