@@ -100,7 +100,7 @@ class Shrink(BaseEstimator):
         if self.early_stopping:
             inside, outside = folds[0]
             data, validation = rows_of(data, inside), rows_of(data, outside)
-        return Run(data, objective, recipe, lam, seed, validation).train(watch(f"lambda {lam:g}, all rows"))
+        return Run(data, objective, recipe, lam, seed, validation).train(watch(f"lambda {lam:g}, last run"))
 
     def _keep(self, trained: Trained, lam: float) -> None:
         self.network_ = trained.network

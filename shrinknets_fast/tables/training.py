@@ -141,6 +141,7 @@ class Run:
         self.note_sizes()
         last = self.held_out() if self.validation is not None else None
         plain = fold_filters(self.model).eval().requires_grad_(False)
+        self.refuse_non_finite(plain)
         return Trained(plain, self.alive(), best_epoch if kept is not None else epoch, self.account, last)
 
     def go_back(self, state: dict[str, torch.Tensor]) -> None:
@@ -172,9 +173,12 @@ class Run:
         x, y = self.validation
         return self.objective.losses(self.model(x), y)
 
-    def refuse_non_finite(self) -> None:
-        if not math.isfinite(self.account.losses[-1]):
+    def refuse_non_finite(self, network: nn.Module | None = None) -> None:
+        last = self.account.losses[-1]
+        if network is not None and not all(p.isfinite().all() for p in network.parameters()):
+            last = math.nan  # by the last step, after which no loss was computed
+        if not math.isfinite(last):
             raise ShrinkError(
-                f"the loss became {self.account.losses[-1]} at step {self.step_count} with lr {self.recipe.lr:g}; "
+                f"the loss became {last} at step {self.step_count} with lr {self.recipe.lr:g}; "
                 "are the columns of like scale (StandardScaler)?"
             )
