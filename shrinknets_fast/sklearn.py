@@ -177,7 +177,7 @@ class ShrinkClassifier(ClassifierMixin, Shrink):
     Columns of like scale are expected, as for scikit-learn's MLPs: ``make_pipeline(StandardScaler(), ShrinkClassifier())``.
 
     lam: weight of the penalty ``sum(max(0, theta))``; "auto" tries 1e-2, 3e-3 and 1e-3 in a cross-validation (three folds; from
-    1,000 rows on one split) and takes the largest that is within one standard error of the best, then trains on all rows.
+    1,000 rows on one split) and takes the one with the least loss, then trains on all rows.
     lr, filter_lr, weight_decay: of AdamW, for weights, for thetas, on the weights; rates fall to 0 as a cosine, and
     the second half of the steps is without the penalty. batch_size:
     "auto" is a 20th of the rows, from 16 to 256. early_stopping: hold ``validation_fraction`` of the rows out, end after

@@ -9,7 +9,7 @@ import pytest
 import torch
 from sklearn.base import clone
 from sklearn.datasets import make_regression
-from sklearn.utils.estimator_checks import parametrize_with_checks
+from sklearn.utils.estimator_checks import estimator_checks_generator
 
 import shrinknets_fast as sn
 from shrinknets_fast.tables import objectives, search
@@ -17,18 +17,36 @@ from shrinknets_fast.tables.training import Recipe, Run
 
 QUICK = {"hidden_layer_sizes": 16, "epochs": 15, "lam": 3e-3}
 KINDS = [sn.sklearn.ShrinkClassifier, sn.sklearn.ShrinkRegressor]
-# Each fits many networks or long tables; together they are most of the time.
-LONG = {"check_classifiers_train", "check_fit_score_takes_y", "check_regressors_train", "check_estimators_dtypes"}
+LEARNED = {"check_classifiers_train", "check_regressors_train"}  # ask for a good score, which takes steps
+# Each fits many networks; together they are most of the time.
+LONG = {
+    *LEARNED,
+    "check_classifiers_classes",
+    "check_estimators_dtypes",
+    "check_estimators_overwrite_params",
+    "check_fit_score_takes_y",
+}
 
 
-@parametrize_with_checks([kind(**QUICK) for kind in KINDS])
-def test_contract(estimator, check, request):
-    if check.func.__name__ not in LONG:
-        check(estimator)
+def contract(parameters, without=()):
+    found = [pair for kind in KINDS for pair in estimator_checks_generator(kind(**parameters))]
+    named = [(estimator, check, check.func.__name__) for estimator, check in found]
+    return [pytest.param(e, c, id=f"{type(e).__name__}-{name}") for e, c, name in named if name not in without]
+
+
+@pytest.mark.parametrize("estimator, check", contract(QUICK, without=LONG))
+def test_contract(estimator, check):
+    check(estimator)
 
 
 @pytest.mark.slow
-@parametrize_with_checks([kind(epochs=30) for kind in KINDS])
+@pytest.mark.parametrize("estimator, check", contract({"hidden_layer_sizes": 32, "epochs": 30, "lam": 3e-3}))
+def test_the_whole_contract(estimator, check):
+    check(estimator)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("estimator, check", contract({"hidden_layer_sizes": 16, "epochs": 2}, without=LEARNED))
 def test_contract_with_the_search(estimator, check):
     check(estimator)
 
@@ -65,9 +83,7 @@ def test_several_targets_of_different_scale():
 def test_the_same_seed_gives_the_same_network_and_leaves_torchs_generator_alone():
     x, y = blobs()
     before, threads = torch.get_rng_state(), torch.get_num_threads()
-    found = [
-        sn.sklearn.ShrinkClassifier(16, epochs=5, random_state=seed).fit(x, y).predict_proba(x) for seed in (3, 3, 4)
-    ]
+    found = [sn.sklearn.ShrinkClassifier(**QUICK, random_state=seed).fit(x, y).predict_proba(x) for seed in (3, 3, 4)]
     assert (found[0] == found[1]).all() and (found[0] != found[2]).any()
     assert torch.equal(torch.get_rng_state(), before) and torch.get_num_threads() == threads
 
@@ -80,12 +96,14 @@ def test_the_search_trains_on_all_rows_with_the_lambda_found():
     assert sn.sklearn.ShrinkClassifier(16, epochs=5, random_state=0, lam=fitted.lam_).fit(x, y).search_ == []
 
 
-def test_the_largest_lambda_that_the_rows_cannot_tell_from_the_best():
-    best = torch.linspace(0.1, 0.3, 50)
-    noise = torch.tensor([0.1, -0.1] * 25)
-    assert search.chosen([1.0, 0.1, 0.01], [best + 0.2, best + noise + 0.001, best]) == 1
-    assert search.chosen([1.0, 0.1, 0.01], [best + 0.2, best + 0.001, best]) == 2
-    assert search.chosen([0.1, 1.0], [best, best]) == 1
+def test_the_search_takes_the_least_loss():
+    random = np.random.default_rng(0)
+    x = random.normal(size=(200, 6))
+    for y in (random.normal(size=200), x @ random.normal(size=6)):
+        fitted = sn.sklearn.ShrinkRegressor(16, epochs=10, random_state=0).fit(x, y)
+        assert fitted.lam_ == min(fitted.search_, key=lambda tried: tried["loss"])["lam"]
+        features = [tried["features"] for tried in fitted.search_]
+        assert features == sorted(features)  # lambdas fall
 
 
 def test_early_stopping_goes_back_to_the_best_epoch():

@@ -1,8 +1,7 @@
-"""A short search for lambda: the largest one that loses nothing that the validation rows can tell."""
+"""A short search for lambda: the one with the least loss on rows held out."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -40,30 +39,15 @@ def rows_of(data: Data, rows: torch.Tensor) -> Data:
 def search(
     data: Data, objective: Objective, recipe: Recipe, folds: Folds, lams: Iterable[float], seed: int, watch: Watch
 ) -> Found:
-    """Each lambda is trained on each fold; :func:`chosen` says which is taken."""
-    tried, losses, runs = [], [], []
+    """Each lambda is trained on each fold; the least mean loss over the rows held out wins, the first of equal ones."""
+    tried, runs = [], []
     for lam in lams:
         trained = []
         for k, (inside, outside) in enumerate(folds):
             run = Run(rows_of(data, inside), objective, recipe, lam, seed + k, rows_of(data, outside))
             trained.append(run.train(watch(f"lambda {lam:g}")))
-        losses.append(torch.cat([t.validation for t in trained if t.validation is not None]).double())
-        tried.append(Tried(lam, float(losses[-1].mean()), sum(sum(t.sizes) for t in trained) / len(trained)))
+        losses = torch.cat([t.validation for t in trained if t.validation is not None]).double()
+        tried.append(Tried(lam, float(losses.mean()), sum(sum(t.sizes) for t in trained) / len(trained)))
         runs.append(trained)
-    best = chosen([t.lam for t in tried], losses)
+    best = min(range(len(tried)), key=lambda k: tried[k].loss)
     return Found(tried[best].lam, tried, runs[best][0] if len(folds) == 1 else None)
-
-
-def chosen(lams: list[float], losses: list[torch.Tensor]) -> int:
-    """The largest lambda whose mean loss is within one standard error of the least one, pairing the rows.
-
-    losses: (M,) for each lambda, of the same rows: the error is that of the mean of the differences, so it is small where
-    two networks err on the same rows.
-    """
-    least = min(range(len(lams)), key=lambda k: float(losses[k].mean()))
-    for k in sorted(range(len(lams)), key=lambda k: -lams[k]):
-        worse = losses[k] - losses[least]
-        error = float(worse.std()) / math.sqrt(len(worse)) if len(worse) > 1 else 0.0
-        if float(worse.mean()) <= error:
-            return k
-    return least
