@@ -39,6 +39,12 @@ if TYPE_CHECKING:
         theta: nn.Parameter
         init: Init
         owns_theta: bool
+        neighbours: int
+        blocks: int
+
+        @property
+        def repeated_theta(self) -> torch.Tensor: ...
+
         activation: Activation | None
 
         def __init__(self, *args: Any, **kw: Any) -> None: ...
@@ -64,9 +70,11 @@ def is_unfolded() -> bool:
 
 
 def folded(layer: FoldedReads, name: str) -> torch.Tensor | None:
-    value, theta = layer.raw(name), layer.theta
+    value, theta = layer.raw(name), layer.repeated_theta
     if value is not None:
-        value = fold(value, None, theta)[0]
+        rows = value.transpose(0, layer.weight_dim) if name == "weight" else value
+        rows = fold(rows, None, theta)[0]
+        value = rows.transpose(0, layer.weight_dim) if name == "weight" else rows
     elif name == "weight":  # a batch norm without affine parameters still has its filter
         value = filter(torch.ones_like(theta), theta, 0)
     if torch.compiler.is_compiling() or type(value) is not torch.Tensor or is_wrapped(value):
@@ -113,7 +121,8 @@ class FoldedReads(Layer):
     It has no ``__setattr__``: fully_shard swaps parameters past register_parameter only where that is torch.nn.Module's own.
     """
 
-    __jit_unused_properties__ = ["weight", "bias", "alive"]
+    __jit_unused_properties__ = ["weight", "bias", "alive", "repeated_theta"]
+    weight_dim = 0  # along which it makes features
     if TYPE_CHECKING:
         weight: torch.Tensor
         bias: torch.Tensor | None
@@ -126,7 +135,7 @@ class FoldedReads(Layer):
         value = self._parameters.get(name)
         return self.__dict__.get(name) if value is None else value
 
-    def raw_parameters(self, input: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, nn.Parameter]:
+    def raw_parameters(self, input: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
         """(weight, bias, theta) to compute with."""
         if isinstance(input, torch.fx.Proxy):
             raise ShrinkError(
@@ -134,7 +143,7 @@ class FoldedReads(Layer):
                 "trace what fold_filters(model) gives, or use torch.export"
             )
         weight: Any = self.raw("weight")  # None in a batch norm without affine parameters alone
-        return weight, self.raw("bias"), self.theta
+        return weight, self.raw("bias"), self.repeated_theta
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         if isinstance(param, FoldedTensor):

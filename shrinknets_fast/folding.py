@@ -68,7 +68,7 @@ def fold_filters(
     model = unwrapped(model)
     thetas(model)  # raises where one is no parameter
     for name, module in named_filters(model).items():
-        if not isinstance(module, Filter) and not {"weight", "bias"} <= module._parameters.keys():
+        if any(hasattr(module, own) and own not in module._parameters for own in ("weight", "bias")):
             what = f"{name or type(module).__name__} has a weight or bias that a parametrization or pruning computes"
             raise ShrinkError(f"fold_filters: {what}; {REMOVE}")
     plain = copied(model)
@@ -121,15 +121,17 @@ def known_inputs(
 def folded(module: FilterBase) -> nn.Module:
     """The plain twin of one filtered module: the same object with another class, or a new module in its place."""
     if isinstance(module, Filter):
-        scale = module.theta.detach().clamp(min=0)
+        scale = module.repeated_theta.detach().clamp(min=0)
         return torch.fx.symbolic_trace(_Scale(scale, module.dim)).train(module.training)
     layer: Any = module  # of another class afterwards
     weight, bias = layer.raw("weight"), layer.raw("bias")
     bare = weight is None
-    weight, bias = fold(torch.ones_like(layer.theta) if bare else weight, bias, layer.theta)
+    theta, dim = layer.repeated_theta, layer.weight_dim
+    weight, bias = fold(torch.ones_like(theta) if bare else weight.transpose(0, dim), bias, theta)
+    weight = weight.transpose(0, dim).contiguous()
     activation = layer.activation
     del layer.theta
-    for name in ("init", "owns_theta", "activation"):
+    for name in ("init", "owns_theta", "activation", "neighbours", "blocks"):
         layer.__dict__.pop(name, None)
     layer.__class__ = layer.plain
     if bare:  # a batch norm without affine parameters gets them now

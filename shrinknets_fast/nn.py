@@ -64,9 +64,15 @@ class BatchNormOptions(TypedDict, total=False):
 
 
 class FilterBase(Layer):
-    """What all layers with a filter share. ``theta``: Parameter of shape (C,); feature k is dead once theta[k] <= 0."""
+    """What all layers with a filter share. ``theta``: Parameter of shape (C,); feature k is dead once theta[k] <= 0.
+
+    Where features can only leave together, as those of an attention head, one entry of theta is that of ``neighbours`` features
+    side by side, in each of ``blocks`` equal blocks.
+    """
 
     # casts, because torch.jit reads a module's annotations
+    neighbours = 1
+    blocks = 1
     plain = cast("type[nn.Module]", None)  # the torch.nn class that this one extends
     activation = cast("Activation | None", None)
 
@@ -74,6 +80,13 @@ class FilterBase(Layer):
     def alive(self) -> torch.Tensor:
         """Bool mask of shape (C,). A NaN counts as alive: it is an error to report, never a dead feature."""
         return ~(self.theta.detach() <= 0)
+
+    @property
+    def repeated_theta(self) -> torch.Tensor:
+        """theta with an entry for each feature."""
+        theta: torch.Tensor = self.theta
+        theta = theta if self.neighbours == 1 else theta.repeat_interleave(self.neighbours)
+        return theta if self.blocks == 1 else theta.repeat(self.blocks)
 
     def attach_theta(self, num_features: int, init: Init, theta: nn.Parameter | None, **factory: Any) -> None:
         """Create ``theta``, or share the one given."""
@@ -112,7 +125,8 @@ class FilterBase(Layer):
         with unfolded():  # which parts are sharded, say, cannot be read otherwise
             extra = super().extra_repr()
         shown = "?" if self.theta.is_meta or is_sharded(self.theta) else int(self.alive.sum())
-        alive = f"alive={shown}/{self.theta.numel()}"
+        together = self.neighbours * self.blocks
+        alive = f"alive={shown}/{self.theta.numel()}{f' of {together}' if together > 1 else ''}"
         activation = f", activation={self.activation!r}" if self.activation else ""
         return f"{extra}{', ' if extra else ''}{alive}{activation}"
 
@@ -160,7 +174,7 @@ class Filter(FilterBase, nn.Module):
             self.reset_theta()
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return functional.filter(input, self.theta, self.dim)
+        return functional.filter(input, self.repeated_theta, self.dim)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, dim={self.dim}"

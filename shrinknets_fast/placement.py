@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
 
+from .adopted import adopted_class, can_be_adopted
 from .coverage import all_dead
 from .depth.branches import find_branches
 from .depth.gated import Gated
@@ -19,7 +20,7 @@ from .graph.network import Network
 from .graph.places import Place, candidates, find_places
 from .graph.reading import read
 from .graph.trace import Inputs, checked_inputs
-from .graph.value import Value
+from .graph.written_out import Norm
 from .nn import (
     Filter,
     FilterBase,
@@ -33,7 +34,16 @@ from .nn import (
     FilteredSyncBatchNorm,
     checked_init,
 )
+from .norms import (
+    FilteredGroupNorm,
+    FilteredInstanceNorm1d,
+    FilteredInstanceNorm2d,
+    FilteredInstanceNorm3d,
+    FilteredLayerNorm,
+    FilteredRMSNorm,
+)
 from .saving import check_saves
+from .written_out import written_out_class
 
 __all__ = ["add_filters"]
 
@@ -50,6 +60,12 @@ FILTERED: dict[type[nn.Module], type[FilterBase]] = {
         FilteredBatchNorm2d,
         FilteredBatchNorm3d,
         FilteredSyncBatchNorm,
+        FilteredLayerNorm,
+        FilteredRMSNorm,
+        FilteredGroupNorm,
+        FilteredInstanceNorm1d,
+        FilteredInstanceNorm2d,
+        FilteredInstanceNorm3d,
     )
 }
 
@@ -93,15 +109,20 @@ def add_filters(
     args, kwargs = checked_inputs(model, example_inputs, example_kwargs)
     network, _, _ = read(model, args, kwargs, {})
     allowed = {n: m for n, m in modules.items() if not any(n == e or n.startswith(f"{e}.") for e in exclude)}
-    holders = {name: module for name, module in allowed.items() if can_hold(module)}
-    found = list(candidates(network, holders, feature_dim))
+    layers = {name: module for name, module in allowed.items() if type(module) in FILTERED and is_real(module)}
+    layers |= {name: allowed[name] for name in network.norms if name in allowed}
+    adoptable = {
+        name: module for name, module in allowed.items() if type(module) not in FILTERED and can_be_adopted(module)
+    }
+    others = [name for name, module in allowed.items() if moves_zero(module)]
+    found = candidates(network, layers | adoptable, adoptable, others)
     places = find_places(network, found, filtered_features(model, network), tied=residual == "tied")
     branches = [b.module for b in find_branches(network) if b.module in allowed] if depth else []
     supposed = {value: dim for place in places for value, dim in place.supposed.items()}
     covered = coverage_of(model, network, all_dead(model), supposed)
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(()))
     for place in places:
-        insert(model, [modules[name] for name in place.modules], place, init, like)
+        insert(model, modules, place, init, like, network.norms)
     for name in branches:
         module = modules[name]
         replace(model, module, Gated(module, Filter(1, init=init, device=like.device, dtype=like.dtype)))
@@ -135,10 +156,12 @@ def filtered_features(model: nn.Module, network: Network) -> torch.Tensor:
     return covered
 
 
-def can_hold(module: nn.Module) -> bool:
-    """A layer with a filtered twin, or one of torch.nn's activations with f(0) != 0, to put a filter behind."""
-    if type(module) in FILTERED:
-        return all(p.is_floating_point() for p in module.parameters())
+def is_real(module: nn.Module) -> bool:
+    return all(p.is_floating_point() for p in module.parameters())
+
+
+def moves_zero(module: nn.Module) -> bool:
+    """One of torch.nn's activations with f(0) != 0, to put a filter behind."""
     if not type(module).__module__.startswith("torch.nn.modules.activation") or list(module.parameters()):
         return False
     if isinstance(module, nn.MultiheadAttention):
@@ -150,32 +173,37 @@ def can_hold(module: nn.Module) -> bool:
             return False
 
 
-def feature_dim(module: nn.Module, output: Value) -> int | None:
-    """The dimension of ``output`` that holds what the module makes, or None."""
-    if isinstance(module, nn.Linear):
-        return output.ndim - 1
-    if type(module) in FILTERED:
-        return 1 if output.ndim > 1 else None
-    dims = [d for d in range(1, output.ndim) if output.axes[d] is not None]
-    return dims[0] if len(dims) == 1 else None
-
-
-def insert(model: nn.Module, modules: Sequence[nn.Module], place: Place, init: Init, like: torch.Tensor) -> None:
+def insert(
+    model: nn.Module,
+    modules: Mapping[str, nn.Module],
+    place: Place,
+    init: Init,
+    like: torch.Tensor,
+    norms: Mapping[str, Norm],
+) -> None:
     """Give the modules of one place their filter; where there are several they share its theta."""
     theta: nn.Parameter | None = None
-    module: Any  # of another class afterwards
-    for module in modules:
+    for candidate in place.candidates:
+        module: Any = modules[candidate.module]  # of another class afterwards
         parameter = next(module.parameters(), like)
         factory: dict[str, Any] = {"device": parameter.device, "dtype": parameter.dtype}
-        if type(module) in FILTERED:
-            module.__class__ = FILTERED[type(module)]  # the object stays: hooks and references to it stay valid
-            module.activation = None
+        if list(module.parameters(recurse=False)):
+            plain: Any = type(module)
+            norm = norms.get(candidate.module)
+            module.__class__ = (
+                written_out_class(plain, norm)
+                if norm is not None
+                else FILTERED.get(plain) or adopted_class(plain, candidate.weight_dim)
+            )
+            module.activation = None  # the object stays: hooks and references to it stay valid
             module.attach_theta(place.size, init, theta, **factory)
-            theta = module.theta
+            layer = module
         else:
-            filter = Filter(place.size, dim=place.dim, init=init, theta=theta, **factory)
-            replace(model, module, nn.Sequential(module, filter).train(module.training))
-            theta = filter.theta
+            layer = Filter(place.size, dim=candidate.dim, init=init, theta=theta, **factory)
+            replace(model, module, nn.Sequential(module, layer).train(module.training))
+        if place.neighbours * place.blocks > 1:
+            layer.neighbours, layer.blocks = place.neighbours, place.blocks
+        theta = layer.theta
 
 
 def replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:

@@ -2,75 +2,156 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
 
 from .network import Network
+from .op import Op
 from .value import Value
 from .verdict import judge
 
-LAYERS = ("aten.linear", "aten.conv", "aten.batch_norm")
-
-
-@dataclass(frozen=True)
-class Place:
-    """Modules that get a filter along ``dim`` of their output, with ``size`` features. Several share one theta."""
-
-    modules: tuple[str, ...]
-    dim: int
-    size: int
-    supposed: dict[Value, int]  # {output: dimension} that the filter can make zero
+# op -> (arguments of weight and bias, dimension of the weight that makes features, dimension of the result that has them)
+LAYERS = {
+    "linear": ("weight", "bias", 0, -1),
+    "addmm": ("mat2", "self", 1, -1),
+    **{f"conv{n}d": ("weight", "bias", 0, -1 - n) for n in (1, 2, 3)},
+    **{f"conv_transpose{n}d": ("weight", "bias", 1, -1 - n) for n in (1, 2, 3)},
+    **dict.fromkeys(("batch_norm", "instance_norm", "group_norm"), ("weight", "bias", 0, 1)),
+    **dict.fromkeys(("layer_norm", "rms_norm"), ("weight", "bias", 0, -1)),
+}
+COUNTING = (
+    "layer_norm",
+    "rms_norm",
+    "group_norm",
+)  # a filter in their weight alone would leave the dead in what they count
+SCALINGS = ("mul", "multiply", "div")
 
 
 @dataclass(frozen=True)
 class Candidate:
+    """``outputs``: {value: dimension} of all its calls; ``weight_dim``: the dimension of its weight that makes the features."""
+
     module: str
-    dim: int
-    outputs: tuple[Value, ...]  # one value per mode
+    outputs: dict[Value, int]
+    weight_dim: int = 0
+
+    @property
+    def dim(self) -> int:
+        return next(iter(self.outputs.values()))
 
     @property
     def ids(self) -> torch.Tensor:
-        axis = self.outputs[0].axes[self.dim]
+        value, dim = next(iter(self.outputs.items()))
+        axis = value.axes[dim]
         assert axis is not None  # else it is no candidate
         return axis.ids
 
 
-def candidates(
-    network: Network, modules: Mapping[str, nn.Module], feature_dim: Callable[[nn.Module, Value], int | None]
-) -> Iterator[Candidate]:
-    """Modules that are called once, in the order of the forward, with features along one dimension of their output.
-
-    modules: {name: module} to consider; feature_dim(module, output) names the dimension, or None.
+@dataclass(frozen=True)
+class Place:
+    """Candidates that get one theta of ``size`` entries, each for several features where these can only leave together:
+    ``neighbours``, in each of ``blocks`` blocks.
     """
-    maker = {value: op.name for op in network.ops for value in op.results}
-    for name, calls in network.outputs.items():
-        if name not in modules:
-            continue
-        layers = [[value for value in made if maker[value].startswith(LAYERS)] for made in calls]
-        calls = [own or made for own, made in zip(layers, calls, strict=True)]  # beside it, hooks may mask its weight
-        if any(len(made) != 1 for made in calls):
-            continue
-        outputs = tuple(made[0] for made in calls)
-        if any(value.shape != outputs[0].shape for value in outputs):
-            continue
-        dim = feature_dim(modules[name], outputs[0])
-        if dim is not None and all(value.axes[dim] is not None for value in outputs):
-            yield Candidate(name, dim, outputs)
+
+    candidates: tuple[Candidate, ...]
+    size: int
+    neighbours: int
+    blocks: int
+
+    @property
+    def supposed(self) -> dict[Value, int]:
+        """{output: dimension} that the filter can make zero."""
+        return supposed_zero(self.candidates)
+
+
+def candidates(
+    network: Network, layers: Mapping[str, nn.Module], adoptable: Iterable[str], others: Iterable[str]
+) -> Iterator[Candidate]:
+    """Modules that make the same features in each of their calls, in the order of the forward.
+
+    layers: {name: module whose forward is one of LAYERS}; adoptable: those of them with a forward of their own; others: modules
+    without weights, as activations, whose output has features along one dimension.
+    """
+    made: dict[str, list[Value]] = {}
+    for path, modes in network.outputs.items():
+        for values in modes:
+            made.setdefault(path.partition("@")[0], []).extend(values)  # a second call may be "name@1"
+    maker = {value: op for op in network.ops for value in op.results}
+    for name, values in made.items():
+        ops, found = [maker[value] for value in values], None
+        if name in layers:  # beside its own op, hooks may mask its weight
+            found = layer(name, [op for op in ops if kind_of(op) in LAYERS], name in adoptable and layers[name], maker)
+        elif name in others and len({op.target for op in ops}) == 1:
+            dims = {value: dim for value in values if (dim := feature_dim(value)) is not None}
+            found = Candidate(name, dims) if len(dims) == len(values) else None
+        if found is not None and same_features(found):
+            yield found
+
+
+def layer(
+    name: str, ops: Sequence[Op], module: nn.Module | Literal[False], maker: Mapping[Value, Op]
+) -> Candidate | None:
+    """One op a call. module: where it must be seen that the op's weight and bias are the module's, but for a constant factor."""
+    outputs, dims = {}, set()
+    for op in ops:
+        weight, bias, weight_dim, dim = LAYERS[kind_of(op)]
+        dim = op.network.norms[name].dim if name in op.network.norms else dim
+        value = op.results[0]
+        if module and kind_of(op) in COUNTING:
+            return None
+        if module and not (
+            own(op[weight], module._parameters["weight"], maker)
+            and own(op.get(bias), module._parameters["bias"], maker)
+        ):
+            return None
+        if value.ndim < (2 if dim == 1 else abs(dim)):
+            return None
+        outputs[value] = dim % value.ndim
+        dims.add(weight_dim)
+    return Candidate(name, outputs, dims.pop()) if len(dims) == 1 else None
+
+
+def own(value: Value | None, parameter: torch.Tensor | None, maker: Mapping[Value, Op]) -> bool:
+    while value is not None and value.tensor is None:
+        op = maker.get(value)
+        if op is None or kind_of(op) not in SCALINGS or len(op.inputs) != 1:
+            return False
+        value = op.inputs[0]
+    return (None if value is None else value.tensor) is parameter
+
+
+def kind_of(op: Op) -> str:
+    if op.module in op.network.norms:
+        return op.network.norms[op.module].kind
+    return getattr(getattr(op.target, "overloadpacket", None), "__name__", "")
+
+
+def feature_dim(value: Value) -> int | None:
+    """The only dimension but the first that has features, or None."""
+    dims = [d for d in range(1, value.ndim) if value.axes[d] is not None]
+    return dims[0] if len(dims) == 1 else None
+
+
+def same_features(candidate: Candidate) -> bool:
+    """In every call, and any at all."""
+    axes = [value.axes[dim] for value, dim in candidate.outputs.items()]
+    return None not in axes and all(torch.equal(axis.ids, candidate.ids) for axis in axes if axis is not None)
 
 
 def find_places(network: Network, found: Iterable[Candidate], covered: torch.Tensor, tied: bool) -> list[Place]:
     """The :class:`Place` s for filters among the candidates ``found``.
 
     covered: mask over features that have a filter already. tied: also where only several modules together can make a feature
-    zero, as the writers of a residual trunk: they share one theta.
+    zero, as the writers of a residual trunk, or keep it out of what they count, as its norms: they share one theta.
     """
     places: list[Place] = []
     left: dict[tuple[int, ...], list[Candidate]] = {}
     for candidate in found:
-        if bool(covered[candidate.ids].any()):
+        if bool(covered[candidate.ids].any()) or repeats_of(candidate.ids) is None or len(candidate.ids.unique()) < 2:
             continue
         if works(network, [candidate]):
             covered[candidate.ids] = True
@@ -90,11 +171,24 @@ def find_places(network: Network, found: Iterable[Candidate], covered: torch.Ten
 
 
 def place_of(writers: Sequence[Candidate]) -> Place:
-    return Place(tuple(w.module for w in writers), writers[0].dim, len(writers[0].ids), supposed_zero(writers))
+    repeats = repeats_of(writers[0].ids)
+    assert repeats is not None  # else they are no candidates
+    return Place(tuple(writers), len(writers[0].ids.unique()), *repeats)
+
+
+def repeats_of(ids: torch.Tensor) -> tuple[int, int] | None:
+    """(neighbours, blocks): each feature stands so often side by side, in so many equal blocks; None for another order."""
+    size = len(ids.unique())
+    neighbours = int((ids != ids[0]).nonzero()[0]) if size > 1 else len(ids)
+    block = neighbours * size
+    once = ids[:block:neighbours]
+    if len(ids) % block or not torch.equal(ids, once.repeat_interleave(neighbours).repeat(len(ids) // block)):
+        return None
+    return neighbours, len(ids) // block
 
 
 def supposed_zero(writers: Sequence[Candidate]) -> dict[Value, int]:
-    return {value: writer.dim for writer in writers for value in writer.outputs}
+    return {value: dim for writer in writers for value, dim in writer.outputs.items()}
 
 
 def works(network: Network, writers: Sequence[Candidate]) -> bool:

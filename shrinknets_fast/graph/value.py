@@ -69,11 +69,15 @@ def checked_size(size: Any) -> int:
 
 @dataclass(frozen=True)
 class Read:
-    """``op`` adds up the positions of this axis: it loses nothing where they are zero, and needs all others."""
+    """``op`` adds up the positions of this axis: it loses nothing where they are zero, and needs all others.
+
+    ``reason``: why it needs them, where that is another one.
+    """
 
     value: Value
     dim: int
     op: Op
+    reason: str = ""
 
     @property
     def axis(self) -> Axis:
@@ -94,9 +98,8 @@ class Step:
 class Zeros:
     """For each value and dimension: which positions hold nothing but zeros. None means that none is known to."""
 
-    def __init__(self, count: int, dead: Mapping[int, torch.Tensor], supposed: Mapping[Value, int]) -> None:
+    def __init__(self, count: int, supposed: Mapping[Value, int]) -> None:
         self.count = count
-        self._dead = dead
         self._supposed = supposed
         self._known: dict[Value, Sequence[torch.Tensor | None]] = {}
 
@@ -111,9 +114,6 @@ class Zeros:
     def everywhere(self, value: Value) -> bool:
         """Whether all of the value is known to be zero."""
         return any(mask is not None and len(mask) and bool(mask.all()) for mask in self._known.get(value, ()))
-
-    def dead(self, theta: Value) -> torch.Tensor | None:
-        return self._dead.get(id(theta.tensor))
 
     def record(self, outputs: Iterable[Value], zeros: Iterable[Sequence[torch.Tensor | None]]) -> None:
         for value, known in zip(outputs, zeros, strict=True):

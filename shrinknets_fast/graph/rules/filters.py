@@ -25,7 +25,7 @@ def fold(op: Op) -> list[Value]:
     bias_axes = [None if bias is None else rows]
 
     def zero(zeros: Zeros) -> list[Masks]:
-        dead = zeros.dead(theta)
+        dead = zeros(theta, 0)
         weight_zero = [either(zeros(weight, 0), dead)] + [zeros(weight, d) for d in range(1, weight.ndim)]
         return [weight_zero, [None if bias is None else either(zeros(bias, 0), dead)]]
 
@@ -46,7 +46,7 @@ def filter(op: Op) -> Value:
 
     def zero(zeros: Zeros) -> Masks:
         known = zeros.of(x)
-        dead = zeros.dead(theta)
+        dead = zeros(theta, 0)
         if gate and dead is not None and bool(dead):
             return [None if axis is None else torch.ones(len(axis), dtype=torch.bool) for axis in axes]
         if not gate:
