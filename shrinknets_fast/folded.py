@@ -72,14 +72,19 @@ def is_unfolded() -> bool:
 def folded(layer: FoldedReads, name: str) -> torch.Tensor | None:
     value, theta = layer.raw(name), layer.repeated_theta
     if value is not None:
-        rows = value.transpose(0, layer.weight_dim) if name == "weight" else value
-        rows = fold(rows, None, theta)[0]
-        value = rows.transpose(0, layer.weight_dim) if name == "weight" else rows
+        value = fold_weight(layer, value, theta) if name == "weight" else fold(value, None, theta)[0]
     elif name == "weight":  # a batch norm without affine parameters still has its filter
         value = filter(torch.ones_like(theta), theta, 0)
     if torch.compiler.is_compiling() or type(value) is not torch.Tensor or is_wrapped(value):
         return value
     return Source(layer, name, value).tensor(value, False)
+
+
+def fold_weight(layer: FoldedReads, weight: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
+    rows = weight.transpose(0, layer.weight_dim)
+    if layer.weight_offset:
+        return fold(rows + layer.weight_offset, None, theta)[0] - layer.weight_offset
+    return fold(rows, None, theta)[0].transpose(0, layer.weight_dim)
 
 
 def has_theta(layer: nn.Module) -> bool:
@@ -123,6 +128,7 @@ class FoldedReads(Layer):
 
     __jit_unused_properties__ = ["weight", "bias", "alive", "repeated_theta"]
     weight_dim = 0  # along which it makes features
+    weight_offset = 0.0  # the layer computes with weight + weight_offset
     if TYPE_CHECKING:
         weight: torch.Tensor
         bias: torch.Tensor | None

@@ -11,6 +11,7 @@ from .companions import Companions
 from .depth.gated import Gated, nothing
 from .errors import ShrinkError
 from .filters import REMOVE, named_filters, thetas
+from .folded import fold_weight
 from .graph.constants import Constants, forgiven, move_into_biases
 from .graph.modules import copied
 from .graph.reading import Reading, example_of
@@ -126,9 +127,9 @@ def folded(module: FilterBase) -> nn.Module:
     layer: Any = module  # of another class afterwards
     weight, bias = layer.raw("weight"), layer.raw("bias")
     bare = weight is None
-    theta, dim = layer.repeated_theta, layer.weight_dim
-    weight, bias = fold(torch.ones_like(theta) if bare else weight.transpose(0, dim), bias, theta)
-    weight = weight.transpose(0, dim).contiguous()
+    theta = layer.repeated_theta
+    weight = theta.clamp(min=0) if bare else fold_weight(layer, weight, theta).contiguous()
+    bias = None if bias is None else fold(bias, None, theta)[0]
     activation = layer.activation
     del layer.theta
     for name in ("init", "owns_theta", "activation", "neighbours", "blocks"):

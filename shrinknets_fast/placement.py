@@ -109,11 +109,9 @@ def add_filters(
     args, kwargs = checked_inputs(model, example_inputs, example_kwargs)
     network, _, _ = read(model, args, kwargs, {})
     allowed = {n: m for n, m in modules.items() if not any(n == e or n.startswith(f"{e}.") for e in exclude)}
-    layers = {name: module for name, module in allowed.items() if type(module) in FILTERED and is_real(module)}
+    layers = {name: m for name, m in allowed.items() if type(m) in FILTERED and is_real(m)}
     layers |= {name: allowed[name] for name in network.norms if name in allowed}
-    adoptable = {
-        name: module for name, module in allowed.items() if type(module) not in FILTERED and can_be_adopted(module)
-    }
+    adoptable = {name: module for name, module in allowed.items() if name not in layers and can_be_adopted(module)}
     others = [name for name, module in allowed.items() if moves_zero(module)]
     found = candidates(network, layers | adoptable, adoptable, others)
     places = find_places(network, found, filtered_features(model, network), tied=residual == "tied")

@@ -38,7 +38,9 @@ class WrittenOut(FilterBase, FoldedReads):
 
 @functools.cache
 def written_out_class(plain: Any, norm: Norm) -> type[FilterBase]:
-    kind: Any = type(f"Filtered{plain.__name__}", (WrittenOut, plain), {"plain": plain, "norm": norm})
+    kind: Any = type(
+        f"Filtered{plain.__name__}", (WrittenOut, plain), {"plain": plain, "norm": norm, "weight_offset": norm.offset}
+    )
     kind.__module__, kind.__doc__ = plain.__module__, plain.__doc__
     return kind
 

@@ -1,5 +1,7 @@
 """Small networks that several test files use, and ways to kill features in them."""
 
+import copy
+
 import torch
 from torch import nn
 
@@ -56,3 +58,38 @@ def outputs(model, x):
 
 def relative(after, before):
     return float((after - before).abs().max() / before.abs().max().clamp_min(1e-30))
+
+
+def trained_alike(model, args, loss, *, rounds=3, steps=4, lr=1e-2, share=0.2, kwargs=None):
+    """Train ``model`` with collections of features that die at random, beside a twin that keeps them, zero.
+
+    Returns (largest relative difference of the losses, features removed).
+    """
+    kwargs = kwargs or {}
+    twin = copy.deepcopy(model)
+    runs = []
+    for m in (model, twin):
+        optimizer = torch.optim.Adam(sn.param_groups(m, lr=lr))
+        runs.append((m, optimizer, sn.GarbageCollector(m, args, example_kwargs=kwargs, optimizers=optimizer)))
+    worst, removed = 0.0, {}
+    for k in range(rounds):
+        with torch.no_grad():
+            names = sn.filters.thetas(model)
+            for name, theta in names.items():
+                total = theta.numel()
+                draws = torch.randperm(total, generator=torch.Generator().manual_seed(k))[: max(int(share * total), 1)]
+                if total > 1 + len(draws):
+                    kept = runs[0][2].kept(name.removesuffix(".theta"))[draws]
+                    theta[draws] = 0
+                    sn.filters.thetas(twin)[name][kept] = 0
+        for hub, count in runs[0][2].collect().removed.items():
+            removed[hub] = removed.get(hub, 0) + count
+        for _ in range(steps):
+            losses = []
+            for m, optimizer, _ in runs:
+                optimizer.zero_grad()
+                losses.append(loss(m(*args, **kwargs)))
+                losses[-1].backward()
+                optimizer.step()
+            worst = max(worst, relative(losses[0].detach(), losses[1].detach()))
+    return worst, removed

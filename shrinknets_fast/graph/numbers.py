@@ -15,7 +15,8 @@ from ..insides import OpOverload, TorchDispatchMode, disable_current_modes, pytr
 
 aten = torch.ops.aten
 
-Planned = Mapping[tuple[int, ...], Set[tuple[int, ...]]]
+View = tuple[tuple[int, ...], tuple[int, ...]]  # shapes: of what is viewed, and as what
+Planned = Mapping[View, Set[View]]
 VIEWS = {aten.view.default, aten._unsafe_view.default, aten._reshape_alias.default}
 
 
@@ -23,14 +24,14 @@ class Numbers(TorchDispatchMode):
     """Notes the functions that a forward calls, and the numbers of every op.
 
     expected: another's. Raises at the first op, hence at the user's line, where they are not as expected. values: whether what
-    small tensors hold counts too, which differs where one stage knows it and the other does not. views: {shape of a view that is
-    expected: those that it may have now}.
+    small tensors hold counts too, which differs where one stage knows it and the other does not. views: {a view that is expected:
+    those that it may be now}.
     """
 
     def __init__(self, expected: Numbers | None = None, values: bool = True, views: Planned | None = None) -> None:
         super().__init__()
         self.expected, self.values, self.views = expected, values, views or {}
-        self.viewed: list[tuple[int, ...]] = []  # shapes
+        self.viewed: list[View] = []
         self.calls: list[Any] = []  # functions
         self.found: list[tuple[Any, tuple[Any, ...]]] = []  # (op, numbers)
         # (op, shapes of its tensors, integers): equal shapes, equal integers
@@ -66,7 +67,7 @@ class Numbers(TorchDispatchMode):
             self.note_values(func, args)
         result = func(*args, **(kwargs or {}))
         if func in VIEWS and not self.inside:
-            self.note_view(tuple(result.shape))
+            self.note_view((tuple(args[0].shape), tuple(result.shape)))
         return result
 
     def other(self, kind: str, entry: Any) -> bool:
@@ -98,12 +99,12 @@ class Numbers(TorchDispatchMode):
         if values and self.other("held", (func, values)) and self.values:
             raise ShrinkError(f"{name_of(func)} is called with other values ({in_words(values)}) than at full width")
 
-    def note_view(self, shape: tuple[int, ...]) -> None:
+    def note_view(self, view: View) -> None:
         place = len(self.viewed)
-        self.viewed.append(shape)
+        self.viewed.append(view)
         before = self.expected.viewed[place : place + 1] if self.expected is not None else []
-        if before and shape not in self.views.get(before[0], {shape}):
-            raise ShrinkError(f"a view of shape {before[0]} becomes {shape}: a size is written into the code")
+        if before and view not in self.views.get(before[0], {view}):
+            raise ShrinkError(f"a view of shape {before[0][1]} becomes {view[1]}: a size is written into the code")
 
     def note_call(self, func: Any) -> None:
         if self.other("calls", func):

@@ -146,7 +146,7 @@ class Reading:
 
     def rehearse(self, plan: Plan) -> None:
         """Raise if the model cannot run at the planned widths, or does something else there."""
-        self.rehearsal.run(self.model, plan.tensors, plan.widths, self.network.splits.shapes(plan.gone))
+        self.rehearsal.run(self.model, plan.tensors, plan.widths, self.network.splits.views(plan.gone))
 
     def keep_what_breaks(self, plan: Plan, error: ShrinkError) -> None:
         """After a rehearsal that failed: the hubs at whose removal the forward breaks stay from now on, with a warning each."""

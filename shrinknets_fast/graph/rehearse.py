@@ -86,7 +86,7 @@ class Rehearsal:
         """Raise if the model cannot run with these :class:`TensorPlan` s, or gives another shape than before.
 
         A forward with a schedule or a cache may do something else today, at any width: what fails is tried against that.
-        splits: see :meth:`Splits.shapes`.
+        splits: see :meth:`Splits.views`.
         """
         try:
             self.try_once(model, tensors, at, splits)

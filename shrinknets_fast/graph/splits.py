@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from .features import Axis
+from .value import Value
 
 if TYPE_CHECKING:
     from .op import Op
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 CHOICES = "_shrinking_splits"  # on the model: who reads it next, with filters in it, must see the same parts
 Key = tuple[str, int]  # the module whose forward calls it, and which of its splits it is
 Choices = Mapping[Key, int]
-Shape = tuple[int, ...]
+View = tuple[tuple[int, ...], tuple[int, ...]]  # shapes: of what is viewed, and as what
 
 
 def chosen(model: nn.Module) -> dict[Key, int]:
@@ -67,18 +68,24 @@ class Splits:
         }
         return {key: n for key in met if (n := self.choices.get(key, 0) + 1) < self.found[key][0].parts}
 
-    def shapes(self, gone: torch.Tensor) -> dict[Shape, set[Shape]]:
-        """{shape of a split: those it may have without the features in ``gone``}: code with a size written into it may take
-        what is left of the one for the other.
+    def views(self, gone: torch.Tensor) -> dict[View, set[View]]:
+        """{a split: what it may be without the features in ``gone``}: code with a size written into it may take what is left of
+        one part for the other.
         """
-        found: dict[Shape, set[Shape]] = {}
+        found: dict[View, set[View]] = {}
         for split in (split for splits in self.found.values() for split in splits):
-            (value,) = split.op.results
-            sizes = [(n, n if axis is None else len(axis)) for n, axis in zip(value.shape, value.axes, strict=True)]
-            left = tuple(
-                n if axis is None else int((~gone[axis.ids]).sum())
-                for n, axis in zip(value.shape, value.axes, strict=True)
-            )
-            for before in {tuple(n for n, _ in sizes), tuple(n for _, n in sizes)}:  # when it was read, and now
+            view = (split.op.inputs[0], split.op.results[0])
+            left = sizes(view, gone)
+            for before in {sizes(view, None), sizes(view, torch.zeros_like(gone))}:
                 found.setdefault(before, set()).add(left)
         return found
+
+
+def sizes(view: tuple[Value, Value], gone: torch.Tensor | None) -> View:
+    """When it was read, or without the features in the mask ``gone``."""
+
+    def shape(value: Value) -> tuple[int, ...]:
+        pairs = zip(value.shape, value.axes, strict=True)
+        return tuple(n if axis is None or gone is None else int((~gone[axis.ids]).sum()) for n, axis in pairs)
+
+    return shape(view[0]), shape(view[1])

@@ -39,7 +39,7 @@ class Trials:
     def _error(self, gone: torch.Tensor, at: str) -> str | None:
         try:
             plans = tensor_plans(self.network, gone)
-            self.rehearsal.try_once(self.model, plans, at, self.network.splits.shapes(gone))
+            self.rehearsal.try_once(self.model, plans, at, self.network.splits.views(gone))
         except ShrinkError as error:
             return str(error)
         return None
