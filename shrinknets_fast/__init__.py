@@ -1,6 +1,9 @@
 """ShrinkNets with fused kernels: start from an oversized network and let training find its size."""
 
+import importlib
 import importlib.metadata
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from . import (
     _library,  # noqa: F401  loads the ops before anything names them
@@ -39,6 +42,17 @@ from .norms import (
 from .placement import add_filters
 from .proximal import ProximalL1
 from .schedule import LambdaSchedule
+
+if TYPE_CHECKING:
+    from . import sklearn as sklearn  # not in __all__: a star import would need scikit-learn
+
+
+def __getattr__(name: str) -> ModuleType:
+    """scikit-learn is imported when ``sklearn`` is asked for."""
+    if name != "sklearn":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return importlib.import_module(".sklearn", __name__)
+
 
 try:
     __version__ = importlib.metadata.version("shrinknets_fast")

@@ -1,10 +1,11 @@
-"""The command line: ``python -m shrinknets_fast train ...`` and ``python -m shrinknets_fast info``."""
+"""The command line: ``python -m shrinknets_fast`` with ``train``, ``fit``, ``predict`` or ``info``."""
 
 import sys
 
 import torch
 
 from .errors import ShrinkError
+from .tables.arguments import FIT, FIT_END, PREDICT, add_fit, add_predict
 from .training.arguments import DESCRIPTION, EPILOG, Parser, add_arguments, given_in, join_negative_values
 from .training.versions import versions
 
@@ -13,9 +14,14 @@ PROGRAM = "python -m shrinknets_fast"
 
 def parser():
     top = Parser(prog=PROGRAM, description="Networks that find their own size while they train.")
-    commands = top.add_subparsers(dest="command", required=True, metavar="{train,info}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="{train,fit,predict,info}")
     train = commands.add_parser("train", description=DESCRIPTION, epilog=EPILOG, help="train a network that shrinks")
     add_arguments(train)
+    table = commands.add_parser(
+        "fit", description=FIT, epilog=FIT_END, help="fit a network that sizes itself to a CSV file"
+    )
+    add_fit(table)
+    add_predict(commands.add_parser("predict", description=PREDICT, help="predict rows with what fit wrote"))
     about = commands.add_parser("info", help="print versions, devices and how this installation was built")
     about.add_argument("--dispatch", action="store_true", help="print which path a layer takes for which shape instead")
     return top
@@ -49,13 +55,25 @@ def train(arguments, argv):
     return train(arguments, given_in(argv))
 
 
+def fit(arguments, argv):
+    from .tables.fitting import fit  # scikit-learn, tqdm and matplotlib are only needed here
+
+    return fit(arguments)
+
+
+def predict(arguments, argv):
+    from .tables.predicting import predict
+
+    return predict(arguments)
+
+
 def main(argv=None):
     """The exit status: 0, 2 for bad input, 130 after Ctrl-C."""
     argv = join_negative_values(sys.argv[1:] if argv is None else argv)
     arguments = parser().parse_args(argv)
     command = vars(arguments).pop("command")
     try:
-        return {"train": train, "info": info}[command](arguments, argv[1:])
+        return COMMANDS[command](arguments, argv[1:])
     except ShrinkError as error:
         if not getattr(error, "said_elsewhere", False):
             print(f"{PROGRAM} {command}: error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -64,6 +82,8 @@ def main(argv=None):
         print(f"{PROGRAM} {command}: interrupted", file=sys.stderr)
         return 130
 
+
+COMMANDS = {"train": train, "fit": fit, "predict": predict, "info": info}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -133,6 +133,7 @@ kept: Callable[[Op], Value] = relu
 budget: sf.Budget = sf.Budget(model, x, parameters=100, steps=10)
 lam: float = budget.lam + sf.LambdaSchedule(1e-3, steps=10).lam
 sf.resize(model, {"0.weight": (2, 4)}, prefix="model.")
+from_scikit_learn: sf.sklearn.ShrinkRegressor = sf.sklearn.ShrinkRegressor((8,), lam=1e-3)
 scalars: dict[str, float] = sf.integrations.tensorboard.scalars(model)
 """
 

@@ -6,12 +6,13 @@ FLOOR = 0.5  # where a layer without living features is drawn on the logarithmic
 WINDOW = 100  # the smoothed loss averages a hundredth of the run
 
 
-def draw(figure_class, history, summary, path):
+def draw(figure_class, history, title, loss, path):
+    """history: a History, or what has its ``curves``, ``of_kind`` and ``losses``; loss: the words for its axis."""
     figure = figure_class(figsize=(8, 6), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     draw_sizes(top, history)
-    draw_loss(bottom, history)
-    figure.suptitle(title(summary))
+    draw_loss(bottom, history, loss)
+    figure.suptitle(title)
     replace(path, lambda file: figure.savefig(file, format="png", dpi=130))
 
 
@@ -43,18 +44,18 @@ def shown(sizes):
     return [max(FLOOR, size) for size in sizes]
 
 
-def draw_loss(axes, history):
+def draw_loss(axes, history, words):
     losses = history.losses
     steps = range(1, len(losses) + 1)
     axes.plot(steps, losses, color="tab:gray", alpha=0.3, linewidth=0.6, label="batch")
     window = max(1, len(losses) // WINDOW)
     axes.plot(*smooth(losses, window), color="tab:blue", linewidth=1.8, label="training, smoothed")
     rows = history.of_kind("epoch")
-    axes.plot(
-        [r["step"] for r in rows], [r["test_loss"] for r in rows], color="tab:orange", linewidth=1.4, label="test"
-    )
+    if rows:
+        tested = [r["step"] for r in rows], [r["test_loss"] for r in rows]
+        axes.plot(*tested, color="tab:orange", linewidth=1.4, label="test")
     axes.set_yscale("log")
-    axes.set_ylabel("cross entropy")
+    axes.set_ylabel(words)
     axes.set_xlabel("step")
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, ncols=3)

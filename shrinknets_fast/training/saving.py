@@ -45,6 +45,7 @@ class Saver:
         difference = plain.max_abs_diff(trainer.model, self.folder / "plain.pt2", images)
         summary = report.summarise(trainer, network, difference, parameters_before, interrupted)
         summary["latency_ms"] = latency(trainer.arguments, images.shape[1:], network, images.device)
-        picture.draw(figure_class, trainer.history, summary, self.folder / "history.png")
+        title = picture.title(summary)
+        picture.draw(figure_class, trainer.history, title, "cross entropy", self.folder / "history.png")
         replace_text(self.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
         return summary
