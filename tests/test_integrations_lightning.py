@@ -114,6 +114,66 @@ def test_what_would_not_shrink_is_refused(tmp_path):
     warnings.resetwarnings()
 
 
+def test_layers_that_configure_model_makes_need_their_filters_there(tmp_path):
+    class Late(Net):
+        def __init__(self, filters=True):
+            super().__init__()
+            self.made, self.net, self.filters = self.net, None, filters
+
+        def configure_model(self):
+            if self.net is None:
+                self.net, self.made = self.made, None
+                if self.filters:
+                    sn.add_filters(self, X[:2])
+
+        def parameters(self, recurse=True):
+            return iter(()) if self.net is None else self.net.parameters()
+
+    with pytest.raises(sn.ShrinkError, match="Late has no filters; where configure_model makes layers"):
+        trainer(tmp_path, [shrink()], 1).fit(Late(filters=False), loader())
+    model = Late()
+    run = trainer(tmp_path, [shrink()], 6)
+    run.fit(model, loader())
+    assert size(model) < size(Net()) / 2
+    run.save_checkpoint(tmp_path / "last.ckpt")
+    fresh = Late()
+    trainer(tmp_path, [shrink()], 6).test(fresh, loader(), ckpt_path=tmp_path / "last.ckpt", verbose=False)
+    assert size(fresh) == size(model) and torch.equal(fresh(X), model(X))
+
+
+def test_a_module_is_loaded_from_a_shrunk_checkpoint(tmp_path):
+    class Given(Net):
+        def __init__(self, width):
+            super().__init__()
+            self.save_hyperparameters()
+            self.seen = []
+
+        def on_load_checkpoint(self, checkpoint):
+            self.seen.append(sorted(checkpoint))
+
+    load = sn.integrations.lightning.load_from_checkpoint
+    model = Given(width=7)
+    run = trainer(tmp_path, [shrink()], 6)
+    run.fit(model, loader())
+    run.save_checkpoint(tmp_path / "last.ckpt")
+    options = {"weights_only": False, "map_location": "cpu"}
+    found = load(Given, tmp_path / "last.ckpt", X[:2], **options)
+    assert type(found) is Given and found.hparams == {"width": 7} and len(found.seen) == 1
+    assert size(found) == size(model) < size(Net()) / 2
+    assert torch.equal(found(X), model(X))
+    trainer(tmp_path, [shrink()], 1).fit(found, loader())  # on from there
+    with pytest.raises(sn.ShrinkError, match="filters is False and Given has none"):
+        load(Given, tmp_path / "last.ckpt", X[:2], filters=False, **options)
+
+    class Narrow(Given):
+        def __init__(self, width):
+            super().__init__(width)
+            self.net[0] = nn.Linear(15, 128)
+
+    with pytest.raises(sn.ShrinkError, match=r"net.0.weight has shape \(\d+, 16\), expected at most \(128, 15\)"):
+        load(Narrow, tmp_path / "last.ckpt", X[:2, :15], **options)
+
+
 @pytest.fixture(scope="module")
 def on_ranks(tmp_path_factory):
     """What each strategy found, on each of two processes."""

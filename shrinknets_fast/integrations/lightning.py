@@ -112,7 +112,9 @@ class Shrink(Callback):
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         if not named_filters(pl_module):
             kind = type(pl_module).__name__
-            raise ShrinkError(f"Shrink: {kind} has no filters; where configure_model makes layers, call sn.add_filters too")
+            raise ShrinkError(
+                f"Shrink: {kind} has no filters; where configure_model makes layers, call sn.add_filters too"
+            )
         check_held(pl_module, trainer.optimizers)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:  # later than what a checkpoint restores
@@ -154,3 +156,32 @@ class Shrink(Callback):
         args = () if given is None else (given,) if isinstance(given, torch.Tensor) else tuple(given)
         found: tuple[tuple[Any, ...], dict[str, Any]] = on_device((args, self._kwargs), module)
         return found
+
+
+def load_from_checkpoint(
+    kind: Any,
+    checkpoint_path: Any,
+    example_inputs: Inputs | None = None,
+    *,
+    example_kwargs: Mapping[str, Any] | None = None,
+    filters: Filters = True,
+    **options: Any,
+) -> Any:
+    """``kind.load_from_checkpoint(checkpoint_path, **options)`` at the checkpoint's sizes; kind: the LightningModule's class.
+
+    Plain ``load_from_checkpoint`` makes the module without the filters that :class:`Shrink` gave it, so torch refuses it.
+    example_inputs, example_kwargs, filters: as for :class:`Shrink`. Raises ShrinkError where names or sizes do not fit.
+    """
+    callback = Shrink(example_inputs, lam=0.0, example_kwargs=example_kwargs, filters=filters)
+
+    def on_load_checkpoint(module: Any, checkpoint: dict[str, Any]) -> None:
+        if any(name.endswith("theta") for name in checkpoint["state_dict"]):
+            give_filters(module, filters, *callback._inputs(module))
+        resize_when_loading(module)
+        kind.on_load_checkpoint(module, checkpoint)
+
+    # Lightning makes the module and loads it in one call, and asks only its class in between
+    loading = type(kind.__name__, (kind,), {"on_load_checkpoint": on_load_checkpoint, "__module__": kind.__module__})
+    module = loading.load_from_checkpoint(checkpoint_path, **options)
+    module.__class__ = kind
+    return module
