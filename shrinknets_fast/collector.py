@@ -229,6 +229,11 @@ class GarbageCollector:
         kept = dict(self._reading.origins.at)
         return {"steps": self._pace.steps, "generator": self._generator.get_state(), "seen": seen, "kept": kept}
 
+    def reread(self) -> None:
+        """After something else gave the model other sizes, as loading a checkpoint does: read it as it is now."""
+        self._reading = self._reading.anew()
+        self._around.unsettle()
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._reading.origins.load(state.get("kept", {}))  # older states have none
         self._generator.set_state(state["generator"].cpu())

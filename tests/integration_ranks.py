@@ -74,6 +74,38 @@ def lightning(folder, kind):
     return found
 
 
+def trainer_ddp(folder):
+    """{"straight": 6 epochs, "resumed": 5 and 1, "loaded": the folder of the first, "logits": whether those are the same}"""
+    from test_integrations_transformers import IDS, KIND, trainer
+
+    whole = trainer(folder / "whole", 6)
+    whole.train()
+    trainer(folder / "parts", 5).train()
+    rest = trainer(folder / "parts", 6)
+    rest.train(resume_from_checkpoint=True)
+    whole.save_model(folder / "end")
+    torch.distributed.barrier()
+    loaded = sn.integrations.transformers.from_pretrained(KIND, folder / "end")
+    same = torch.equal(loaded(IDS).logits, whole.model.eval()(IDS).logits)
+    found = {"straight": whole.model, "resumed": rest.model, "loaded": loaded}
+    return {**{case: weights(model) for case, model in found.items()}, "logits": same}
+
+
+def accelerate_ddp(folder):
+    """{"straight": 50 steps, "resumed": from a state after 40 of them on}"""
+    from test_integrations_accelerate import prepared, train
+
+    run = prepared()
+    train(*run, 40)
+    run[0].save_state(folder / "state")
+    run[0].wait_for_everyone()
+    train(*run, 10)
+    fresh = prepared()
+    fresh[0].load_state(folder / "state")
+    train(*fresh, 10)
+    return {"straight": weights(run[1].module), "resumed": weights(fresh[1].module)}
+
+
 def main(case, folder):
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
