@@ -20,7 +20,7 @@ from .compiled import Compiled
 from .depth.closing import Closing
 from .depth.gated import left_in
 from .distributed import Around, Facts, facts_about
-from .errors import warn
+from .errors import ShrinkError, warn
 from .graph.explain import explain
 from .graph.limits import checked_patterns
 from .graph.plan import Plan
@@ -230,7 +230,12 @@ class GarbageCollector:
         return {"steps": self._pace.steps, "generator": self._generator.get_state(), "seen": seen, "kept": kept}
 
     def reread(self) -> None:
-        """After something else gave the model other sizes, as loading a checkpoint does: read it as it is now."""
+        """After something else gave the model other sizes, as loading a checkpoint does: read it as it is now.
+
+        Raises ShrinkError under fully_shard, where a new collector is needed.
+        """
+        if self._around.sharding is not None:
+            raise ShrinkError("reread: fully_shard has sharded the model; make a new GarbageCollector")
         self._reading = self._reading.anew()
         self._around.unsettle()
 

@@ -94,8 +94,9 @@ def folded(dead, **options):
     """dead: features of each of the two layers."""
     model = made()
     sn.add_filters(model, IDS[:2])
+    inner = [theta for name, theta in sn.filters.thetas(model).items() if "intermediate" in name]
     with torch.no_grad():
-        for theta, count in zip(sn.filters.thetas(model).values(), dead, strict=True):
+        for theta, count in zip(inner, dead, strict=True):
             theta[:count] = 0
     return sn.fold_filters(model, IDS[:2], **options).eval()
 
