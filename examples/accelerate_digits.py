@@ -19,7 +19,7 @@ def prepared(width, x):
     accelerator = accelerate.Accelerator(cpu=True)
     model = nn.Sequential(nn.Linear(64, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 10))
     sn.add_filters(model, x[:2])
-    optimizer = torch.optim.Adam(sn.param_groups(model, lr=1e-3, filter_lr=1e-2))
+    optimizer = torch.optim.Adam(sn.param_groups(model, lr=1e-3, filter_lr=3e-2))
     # in place of accelerator.prepare(model, optimizer)
     return accelerator, *sn.integrations.accelerate.prepare(
         accelerator, model, optimizer, example_inputs=x[:2], lam=1e-3
@@ -33,7 +33,7 @@ def size(model):
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tiny", action="store_true")
-    width, epochs = (64, 6) if parser.parse_args(argv).tiny else (256, 20)
+    width, epochs = (64, 3) if parser.parse_args(argv).tiny else (256, 20)
     accelerate.utils.set_seed(0)
     data = load_digits()
     x, y = torch.tensor(data.data, dtype=torch.float32) / 16, torch.tensor(data.target)

@@ -27,7 +27,7 @@ def made(inner):
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tiny", action="store_true")
-    inner, epochs = (128, 8) if parser.parse_args(argv).tiny else (512, 20)
+    inner, epochs = (128, 6) if parser.parse_args(argv).tiny else (512, 20)
     transformers.set_seed(0)
     transformers.logging.set_verbosity_error()
     ids = torch.randint(1, 30, (512, 12))

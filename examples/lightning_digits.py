@@ -35,13 +35,13 @@ class Digits(L.LightningModule):
         return loss
 
     def configure_optimizers(self):
-        return torch.optim.Adam(sn.param_groups(self, lr=1e-3, filter_lr=1e-2))
+        return torch.optim.Adam(sn.param_groups(self, lr=1e-3, filter_lr=3e-2))
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tiny", action="store_true")
-    width, epochs = (64, 6) if parser.parse_args(argv).tiny else (256, 20)
+    width, epochs = (64, 3) if parser.parse_args(argv).tiny else (256, 20)
     L.seed_everything(0)
     data = load_digits()
     x, y = torch.tensor(data.data, dtype=torch.float32) / 16, torch.tensor(data.target)

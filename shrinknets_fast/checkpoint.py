@@ -51,8 +51,8 @@ def resize(model: nn.Module, sizes: Mapping[str, Any], *, prefix: str = "") -> N
 
     sizes: {prefix + name: a tensor, its shape, or what ``torch.distributed.checkpoint`` keeps about it}, as in
     ``FileSystemReader(folder).read_metadata().state_dict_metadata``; other entries are left out. model: as for
-    :func:`load_state_dict`, also on the meta device, before ``fully_shard`` or after it; then before a collector is made, and with
-    an optimizer that has no state yet. What changes size has undefined values.
+    :func:`load_state_dict`, also on the meta device, before ``fully_shard`` or after it; then before a collector is made, and
+    with an optimizer that has no state yet. What changes size has undefined values.
     """
     make_fit("resize", unwrapped(model), shapes_in(sizes, prefix), parts=True)
 

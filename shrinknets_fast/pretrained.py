@@ -1,4 +1,4 @@
-"""The config of a Hugging Face model that has shrunk: its numbers are changed until it makes the sizes that are left, and that is tried."""
+"""The config of a Hugging Face model that has shrunk: numbers that make the sizes that are left, found by trial."""
 
 from __future__ import annotations
 

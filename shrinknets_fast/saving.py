@@ -39,8 +39,8 @@ class CheckedSave:
             if changes is None:
                 name, shape, expected = found
                 raise ShrinkError(
-                    f"save_pretrained: {name} has shape {shape}, its config makes {expected}, so from_pretrained could not open it, "
-                    "and no change of its numbers does; fold_filters(model, uniform=...) gives layers one width; or use torch.save"
+                    f"save_pretrained: {name} has shape {shape}, its config makes {expected}, so from_pretrained could not "
+                    "open it, and no number of the config says so; fold_filters(model, uniform=...) gives layers one width"
                 )
             apply(self.model.config, changes)
         return type(self.model).save_pretrained(self.model, *args, **kwargs)

@@ -45,9 +45,11 @@ def size(model):
 
 
 def test_half_of_it_leaves_and_the_folder_opens(tmp_path):
-    run = trainer(tmp_path, 6)
+    run = trainer(tmp_path, 6, logging_strategy="epoch")
     run.train()
     assert size(run.model) < size(made()) / 2
+    for name in ("loss", "shrinknets/features", "shrinknets/parameters"):
+        assert sum(name in row for row in run.state.log_history) == 6, name
     run.save_model(tmp_path / "end")
     loaded = sn.integrations.transformers.from_pretrained(KIND, tmp_path / "end")
     assert torch.equal(loaded(IDS).logits, run.model.eval()(IDS).logits)

@@ -65,7 +65,7 @@ def test_the_config_gets_the_size_that_is_left(tmp_path):
 
 
 class Deep(Pretrained):
-    """width: of each layer, or of all; ``other`` is as large, and something else; ``factor`` depends on the width, if asked for."""
+    """width: of each layer, or of all; ``other`` is as large, and something else; scaled: a factor depends on it."""
 
     def __init__(self, config):
         nn.Module.__init__(self)
