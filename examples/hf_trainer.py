@@ -39,10 +39,16 @@ def main(argv=None):
     model = made(inner)
     before = sum(p.numel() for p in model.parameters())
     with tempfile.TemporaryDirectory() as folder:
-        options = {"report_to": "none", "disable_tqdm": True, "use_cpu": True, "save_strategy": "no"}
+        options = {
+            "report_to": "none",
+            "disable_tqdm": True,
+            "use_cpu": True,
+            "save_strategy": "no",
+            "lr_scheduler_type": "constant",
+        }
         options |= {"logging_strategy": "epoch", "per_device_train_batch_size": 32, "learning_rate": 1e-3}
         args = transformers.TrainingArguments(folder, num_train_epochs=epochs, **options)
-        shrink = sn.integrations.transformers.Shrink(lam=1e-3, filter_lr=2e-2, uniform="*intermediate*")  # the line
+        shrink = sn.integrations.transformers.Shrink(lam=1e-2, filter_lr=5e-2, uniform="*intermediate*")  # the line
         trainer = transformers.Trainer(model, args, train_dataset=data, callbacks=[shrink])
         trainer.train()
         after = sum(p.numel() for p in model.parameters())
