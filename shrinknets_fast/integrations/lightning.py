@@ -56,7 +56,7 @@ class Restoring:
 def saved_shapes(path: Path) -> dict[str, Any]:
     """{name in the module: a tensor of its shape}, of a file, or of a folder with the parts of all ranks."""
     if path.is_dir():
-        from torch.distributed.checkpoint import FileSystemReader
+        from torch.distributed.checkpoint.filesystem import FileSystemReader
 
         return shapes_in(FileSystemReader(path).read_metadata().state_dict_metadata, "state_dict.")
     state: dict[str, Any] = torch.load(path, mmap=True, map_location="meta", weights_only=False)["state_dict"]
@@ -181,7 +181,9 @@ def load_from_checkpoint(
         kind.on_load_checkpoint(module, checkpoint)
 
     # Lightning makes the module and loads it in one call, and asks only its class in between
-    loading = type(kind.__name__, (kind,), {"on_load_checkpoint": on_load_checkpoint, "__module__": kind.__module__})
+    loading: Any = type(
+        kind.__name__, (kind,), {"on_load_checkpoint": on_load_checkpoint, "__module__": kind.__module__}
+    )
     module = loading.load_from_checkpoint(checkpoint_path, **options)
     module.__class__ = kind
     return module
