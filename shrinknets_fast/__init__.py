@@ -28,6 +28,14 @@ from .nn import (
     FilteredLinear,
     FilteredSyncBatchNorm,
 )
+from .norms import (
+    FilteredGroupNorm,
+    FilteredInstanceNorm1d,
+    FilteredInstanceNorm2d,
+    FilteredInstanceNorm3d,
+    FilteredLayerNorm,
+    FilteredRMSNorm,
+)
 from .placement import add_filters
 from .proximal import ProximalL1
 from .schedule import LambdaSchedule
@@ -48,7 +56,13 @@ __all__ = [
     "FilteredConv1d",
     "FilteredConv2d",
     "FilteredConv3d",
+    "FilteredGroupNorm",
+    "FilteredInstanceNorm1d",
+    "FilteredInstanceNorm2d",
+    "FilteredInstanceNorm3d",
+    "FilteredLayerNorm",
     "FilteredLinear",
+    "FilteredRMSNorm",
     "FilteredSyncBatchNorm",
     "GarbageCollector",
     "LambdaSchedule",

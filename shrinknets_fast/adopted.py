@@ -1,7 +1,7 @@
 """Filters for layers that torch.nn has not: subclasses, transposed weights, whatever reads ``self.weight`` and ``self.bias``.
 
-The object gets a class made for it: its own, behind :class:`FoldedReads`. Its forward stays what it was, and reads the weight with
-the filter in it. ``weight_dim``: the dimension of the weight along which the layer makes its features.
+The object gets a class made for it: its own, behind :class:`FoldedReads`. Its forward stays what it was, and reads the weight
+with the filter in it. ``weight_dim``: the dimension of the weight along which the layer makes its features.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ class Adopted(FilterBase, FoldedReads):
 
 
 @functools.cache
-def adopted_class(plain: type[nn.Module], weight_dim: int) -> type[FilterBase]:
+def adopted_class(plain: Any, weight_dim: int) -> type[FilterBase]:
     kind: Any = type(f"Filtered{plain.__name__}", (Adopted, plain), {"plain": plain, "weight_dim": weight_dim})
     kind.__module__, kind.__doc__ = plain.__module__, plain.__doc__
     return kind
 
 
-def rebuilt(plain: type[nn.Module], weight_dim: int) -> nn.Module:
+def rebuilt(plain: Any, weight_dim: int) -> nn.Module:
     """For copies and pickles, which cannot find the class by its name."""
     kind = adopted_class(plain, weight_dim)
     return kind.__new__(kind)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -41,7 +41,10 @@ if TYPE_CHECKING:
         owns_theta: bool
         neighbours: int
         blocks: int
-        repeated_theta: torch.Tensor
+
+        @property
+        def repeated_theta(self) -> torch.Tensor: ...
+
         activation: Activation | None
 
         def __init__(self, *args: Any, **kw: Any) -> None: ...
@@ -119,7 +122,7 @@ class FoldedReads(Layer):
     """
 
     __jit_unused_properties__ = ["weight", "bias", "alive", "repeated_theta"]
-    weight_dim = cast("int", 0)  # along which it makes features
+    weight_dim = 0  # along which it makes features
     if TYPE_CHECKING:
         weight: torch.Tensor
         bias: torch.Tensor | None

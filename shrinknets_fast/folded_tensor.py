@@ -14,7 +14,7 @@ from .insides import DisableTorchFunctionSubclass, is_wrapped, pytree
 if TYPE_CHECKING:
     from .folded import FoldedReads
 
-__all__ = ["WAY_OUT", "FoldedTensor"]
+__all__ = ["WAY_OUT", "FoldedTensor", "check_unfolded"]
 
 WAY_OUT = "fold_filters(model) gives plain layers; under shrinknets_fast.unfolded() it is the parameter"
 
@@ -188,3 +188,11 @@ KEPT = {
     "retain_grad",
 }
 MOVES = {"to", "detach", "cpu", "cuda", "float", "double", "half", "bfloat16", "type", "type_as"}
+
+
+def check_unfolded(weight: torch.Tensor | None, bias: torch.Tensor | None) -> None:
+    """For functions that fold the filter in themselves."""
+    for tensor in (weight, bias):
+        if isinstance(tensor, FoldedTensor):
+            kind, name = type(tensor.source.layer).__name__, tensor.source.name
+            raise ShrinkError(f"{name} was read from a {kind}, so it has its filter in it already; {WAY_OUT}")

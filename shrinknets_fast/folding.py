@@ -68,7 +68,7 @@ def fold_filters(
     model = unwrapped(model)
     thetas(model)  # raises where one is no parameter
     for name, module in named_filters(model).items():
-        if not isinstance(module, Filter) and not {"weight", "bias"} <= module._parameters.keys():
+        if any(hasattr(module, own) and own not in module._parameters for own in ("weight", "bias")):
             what = f"{name or type(module).__name__} has a weight or bias that a parametrization or pruning computes"
             raise ShrinkError(f"fold_filters: {what}; {REMOVE}")
     plain = copied(model)

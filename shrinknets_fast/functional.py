@@ -18,7 +18,8 @@ from . import reference
 from .dispatch import Layer, Path, path_of, truncates
 from .errors import ShrinkError
 from .folded import Activation
-from .folded_tensor import WAY_OUT, FoldedTensor
+from .folded_tensor import check_unfolded
+from .norm_functions import filtered_group_norm, filtered_instance_norm, filtered_layer_norm, filtered_rms_norm
 from .ops.conv import conv
 from .ops.epilogue import conv_epilogue, epilogue
 from .ops.filter import filter
@@ -32,7 +33,11 @@ __all__ = [
     "filtered_conv1d",
     "filtered_conv2d",
     "filtered_conv3d",
+    "filtered_group_norm",
+    "filtered_instance_norm",
+    "filtered_layer_norm",
     "filtered_linear",
+    "filtered_rms_norm",
 ]
 
 Size = int | Sequence[int]  # one number for all dimensions, or one for each
@@ -45,13 +50,6 @@ def compute_dtype(weight: torch.Tensor, kind: str) -> torch.dtype | None:
     if weight.dtype != torch.float64 and kind != "meta" and torch.is_autocast_enabled(kind):
         return torch.get_autocast_dtype(kind)
     return None
-
-
-def check_unfolded(weight: torch.Tensor | None, bias: torch.Tensor | None) -> None:
-    for tensor in (weight, bias):
-        if isinstance(tensor, FoldedTensor):
-            kind, name = type(tensor.source.layer).__name__, tensor.source.name
-            raise ShrinkError(f"{name} was read from a {kind}, so it has its filter in it already; {WAY_OUT}")
 
 
 def is_relu(activation: str | None) -> bool:

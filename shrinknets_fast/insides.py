@@ -106,6 +106,7 @@ ATTRIBUTES: dict[str, Callable[[], Any]] = {
     "_compiled_call_impl": nn.Module,
     "_load_from_state_dict": nn.Module,
     "_reversed_padding_repeated_twice": lambda: nn.Conv2d(1, 1, 1),
+    "_apply_instance_norm": lambda: nn.InstanceNorm2d(1),
     "_get_no_batch_dim": lambda: nn.InstanceNorm2d(1),
     "_version": lambda: torch.zeros(1),
     "_schema": lambda: torch.ops.aten.add.Tensor,

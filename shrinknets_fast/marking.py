@@ -40,13 +40,18 @@ def mark_dead(
     network, _, _ = read(model, args, kwargs, {key: name for key, (name, _) in filters.items()})
     zeros = network.zeros({}, held=True)
     found: dict[int, torch.Tensor] = {}
+    counting: set[int] = set()
     for op in network.ops:
         if op.target in (ops.fold.default, ops.filter.default):
             key = id(op["theta"].tensor)
             mask = zero_at(op, zeros)
             found[key] = mask if key not in found else found[key] & mask
+        elif op.target in (ops.layer_norm.default, ops.group_norm.default):  # its statistics count what is zero
+            counting.add(id(op["theta"].tensor))
     marked = {}
     for key, mask in found.items():
+        if key in counting:
+            continue
         name, theta = filters[key]
         new = mask.to(theta.device) & (theta > 0)
         theta.masked_fill_(new, 0)

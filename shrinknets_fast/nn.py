@@ -71,8 +71,8 @@ class FilterBase(Layer):
     """
 
     # casts, because torch.jit reads a module's annotations
-    neighbours = cast("int", 1)
-    blocks = cast("int", 1)
+    neighbours = 1
+    blocks = 1
     plain = cast("type[nn.Module]", None)  # the torch.nn class that this one extends
     activation = cast("Activation | None", None)
 

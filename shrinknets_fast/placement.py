@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -20,6 +20,7 @@ from .graph.network import Network
 from .graph.places import Place, candidates, find_places
 from .graph.reading import read
 from .graph.trace import Inputs, checked_inputs
+from .graph.written_out import Norm
 from .nn import (
     Filter,
     FilterBase,
@@ -33,7 +34,16 @@ from .nn import (
     FilteredSyncBatchNorm,
     checked_init,
 )
+from .norms import (
+    FilteredGroupNorm,
+    FilteredInstanceNorm1d,
+    FilteredInstanceNorm2d,
+    FilteredInstanceNorm3d,
+    FilteredLayerNorm,
+    FilteredRMSNorm,
+)
 from .saving import check_saves
+from .written_out import written_out_class
 
 __all__ = ["add_filters"]
 
@@ -50,6 +60,12 @@ FILTERED: dict[type[nn.Module], type[FilterBase]] = {
         FilteredBatchNorm2d,
         FilteredBatchNorm3d,
         FilteredSyncBatchNorm,
+        FilteredLayerNorm,
+        FilteredRMSNorm,
+        FilteredGroupNorm,
+        FilteredInstanceNorm1d,
+        FilteredInstanceNorm2d,
+        FilteredInstanceNorm3d,
     )
 }
 
@@ -94,6 +110,7 @@ def add_filters(
     network, _, _ = read(model, args, kwargs, {})
     allowed = {n: m for n, m in modules.items() if not any(n == e or n.startswith(f"{e}.") for e in exclude)}
     layers = {name: module for name, module in allowed.items() if type(module) in FILTERED and is_real(module)}
+    layers |= {name: allowed[name] for name in network.norms if name in allowed}
     adoptable = {
         name: module for name, module in allowed.items() if type(module) not in FILTERED and can_be_adopted(module)
     }
@@ -105,7 +122,7 @@ def add_filters(
     covered = coverage_of(model, network, all_dead(model), supposed)
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(()))
     for place in places:
-        insert(model, modules, place, init, like)
+        insert(model, modules, place, init, like, network.norms)
     for name in branches:
         module = modules[name]
         replace(model, module, Gated(module, Filter(1, init=init, device=like.device, dtype=like.dtype)))
@@ -156,7 +173,14 @@ def moves_zero(module: nn.Module) -> bool:
             return False
 
 
-def insert(model: nn.Module, modules: Mapping[str, nn.Module], place: Place, init: Init, like: torch.Tensor) -> None:
+def insert(
+    model: nn.Module,
+    modules: Mapping[str, nn.Module],
+    place: Place,
+    init: Init,
+    like: torch.Tensor,
+    norms: Mapping[str, Norm],
+) -> None:
     """Give the modules of one place their filter; where there are several they share its theta."""
     theta: nn.Parameter | None = None
     for candidate in place.candidates:
@@ -164,8 +188,13 @@ def insert(model: nn.Module, modules: Mapping[str, nn.Module], place: Place, ini
         parameter = next(module.parameters(), like)
         factory: dict[str, Any] = {"device": parameter.device, "dtype": parameter.dtype}
         if list(module.parameters(recurse=False)):
-            plain = type(module)
-            module.__class__ = FILTERED.get(plain) or adopted_class(plain, candidate.weight_dim)
+            plain: Any = type(module)
+            norm = norms.get(candidate.module)
+            module.__class__ = (
+                written_out_class(plain, norm)
+                if norm is not None
+                else FILTERED.get(plain) or adopted_class(plain, candidate.weight_dim)
+            )
             module.activation = None  # the object stays: hooks and references to it stay valid
             module.attach_theta(place.size, init, theta, **factory)
             layer = module

@@ -77,6 +77,95 @@ def filter_backward(
     return dx, torch.where(theta <= 0, torch.zeros_like(dtheta), dtheta).to(theta.dtype)
 
 
+def normed(
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    theta: torch.Tensor,
+    eps: float,
+    rms: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+    """(y, mean, rstd): the norm of the alive features of the last dimension; the mean (None with rms) and 1 / sqrt(var + eps)."""
+    wide, alive = widest(x, weight, bias, theta), ~(theta <= 0)
+    count = alive.sum().clamp(min=1)
+    kept, mean = torch.where(alive, x.to(wide), 0.0), None
+    if not rms:
+        mean = kept.sum(-1, keepdim=True) / count
+        kept = torch.where(alive, kept - mean, 0.0)
+    rstd = (kept.square().sum(-1, keepdim=True) / count + eps).rsqrt()
+    y = torch.where(alive, kept * rstd, 0.0)  # 0 times infinity, where nothing is alive and eps is 0
+    y = y if weight is None else y * torch.where(alive, weight.to(wide), 0.0)
+    y = scaled(y if bias is None else y + bias.to(wide), theta, -1, wide)
+    return y.to(x.dtype), mean, rstd
+
+
+def layer_norm(
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    theta: torch.Tensor,
+    eps: float,
+    rms: bool = False,
+) -> torch.Tensor:
+    return normed(x, weight, bias, theta, eps, rms)[0]
+
+
+def layer_norm_backward(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    theta: torch.Tensor,
+    eps: float,
+    rms: bool = False,
+) -> tuple[torch.Tensor | None, ...]:
+    wide, alive = widest(grad, x, weight, bias, theta), ~(theta <= 0)
+    _, mean, rstd = normed(x.to(wide), weight, bias, theta, eps, rms)
+    count, grad = alive.sum().clamp(min=1), torch.where(alive, grad.to(wide), 0.0)
+    xhat = torch.where(alive, (x.to(wide) if mean is None else x.to(wide) - mean) * rstd, 0.0)
+    h = scaled(grad if weight is None else grad * torch.where(alive, weight.to(wide), 0.0), theta, -1, wide)
+    first = 0.0 if rms else h.sum(-1, keepdim=True) / count
+    second = (h * xhat).sum(-1, keepdim=True) / count
+    dx = torch.where(alive, rstd * (h - first - xhat * second), 0.0)
+    rows = list(range(x.dim() - 1))
+    sums = [(grad * xhat).sum(rows) if rows else grad * xhat, grad.sum(rows) if rows else grad]
+    dweight, dbias = (
+        None if t is None else scaled(g, theta, 0, wide).to(t.dtype) for g, t in zip(sums, (weight, bias), strict=True)
+    )
+    dtheta = sums[0] if weight is None else sums[0] * weight.to(wide)
+    dtheta = dtheta if bias is None else dtheta + sums[1] * bias.to(wide)
+    return dx.to(x.dtype), dweight, dbias, torch.where(alive, dtheta, 0.0).to(theta.dtype)
+
+
+def group_normed(
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    theta: torch.Tensor,
+    groups: int,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(y, mean, rstd): the norm of each group's alive channels; the latter two (B, groups)."""
+    wide, size, batch = widest(x, weight, bias, theta), len(theta) // groups, x.shape[0]
+    alive, pixels = along(~(theta <= 0), x.dim(), 1).expand_as(x), x.shape[2:].numel()
+    count = (~(theta <= 0)).view(groups, size).sum(1).mul(pixels).clamp(min=1)
+
+    def averaged(t: torch.Tensor) -> torch.Tensor:
+        return t.reshape(batch, groups, size * pixels).sum(2) / count
+
+    def over_channels(t: torch.Tensor) -> torch.Tensor:
+        return t.repeat_interleave(size, 1).view(batch, len(theta), *[1] * (x.dim() - 2))
+
+    kept = torch.where(alive, x.to(wide), 0.0)
+    mean = averaged(kept)
+    centred = torch.where(alive, kept - over_channels(mean), 0.0)
+    rstd = (averaged(centred.square()) + eps).rsqrt()
+    y = torch.where(alive, centred * over_channels(rstd), 0.0)  # 0 times infinity, where nothing is alive and eps is 0
+    y = y if weight is None else y * along(torch.where(theta <= 0, 0.0, weight.to(wide)), x.dim(), 1)
+    y = scaled(y if bias is None else y + along(bias.to(wide), x.dim(), 1), theta, 1, wide)
+    return y.to(x.dtype), mean, rstd
+
+
 def compact(x: torch.Tensor, keep: Mapping[int, torch.Tensor]) -> torch.Tensor:
     """The positions ``keep`` ({dim: positions}) of x, out of place; by one gather over all dimensions."""
     places = [keep.get(d, torch.arange(n)).to(x.device) for d, n in enumerate(x.shape)]

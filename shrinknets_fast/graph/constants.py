@@ -35,8 +35,10 @@ class Constants:
                     self._known[value] = [self._of(op, value, dim) for dim in range(value.ndim)]
 
     def __call__(self, value: Value, dim: int) -> torch.Tensor:
-        known = self._known.get(value)
-        return known[dim] if known is not None else unknown(value, dim)
+        if (known := self._known.get(value)) is not None:
+            return known[dim]
+        found, zero = unknown(value, dim), self._zeros(value, dim)  # of what a rule made to say what its op reads
+        return found if zero is None else torch.where(zero, torch.zeros_like(found), found)
 
     def _of(self, op: Op, value: Value, dim: int) -> torch.Tensor:
         found, axis = unknown(value, dim), value.axes[dim]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -63,21 +63,30 @@ class ModuleOp(Op):
         full = f"{self.module}.{name}" if self.module else name
         return self.network.bind(full, self._own[full])
 
+    def has(self, name: str) -> bool:
+        return (f"{self.module}.{name}" if self.module else name) in self._own
+
     def metas(self) -> Any:
         found = [node.meta["val"] for node in self.out_nodes]
         return found[0] if len(found) == 1 else found
 
 
-def module_calls(graph: torch.fx.Graph) -> dict[torch.fx.Node, Call]:
-    """{first node: (nodes, path, type name)} for each call of a registered module, the outermost where they nest."""
+def module_calls(graph: torch.fx.Graph, norms: Collection[str] = ()) -> dict[torch.fx.Node, Call]:
+    """{first node: (nodes, path, type name)} for each call of a registered module, the outermost where they nest.
+
+    norms: names of modules that are one op too, where they are called once.
+    """
     calls: dict[str, Call] = {}
     found = {}
     for node in graph.nodes:
         for path, kind in (node.meta.get("nn_module_stack") or {}).values():
             kind = kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
-            if node.op == "call_function" and kind in MODULES:
+            if node.op == "call_function" and (kind in MODULES or path.partition("@")[0] in norms):
                 calls.setdefault(path, ([], path, kind))[0].append(node)
                 break
     for nodes, path, kind in calls.values():
-        found[nodes[0]] = (nodes, path, kind)
+        inside = set(nodes)
+        results = [node for node in nodes if any(user not in inside for user in node.users)]
+        if kind in MODULES or len(results) == 1:
+            found[nodes[0]] = (nodes, path, kind)
     return found

@@ -12,6 +12,7 @@ from torch import nn
 
 from ..errors import ShrinkError
 from ..insides import ConvNd, InstanceNorm, NormBase, pytree
+from .followed import followed_by, sync_followed
 
 Model = TypeVar("Model", bound=nn.Module)
 EVERY_MODULE = set(vars(nn.Module()))  # the names of its attributes
@@ -66,12 +67,17 @@ class Sizes:
         convs = [(name, m) for name, m in model.named_modules() if isinstance(m, ConvNd)]
         self.depthwise = {name for name, m in convs if 1 < m.groups == m.in_channels}
         self.given: dict[str, int] = {}  # name -> channels that an instance norm without a tensor was given
+        self.followed = followed_by(model)
 
     def sync(self, model: nn.Module) -> None:
         """Set them to what the tensors of ``model``, a copy or the one that they were made of, say."""
+        sync_followed(model, self.followed)
         for name, module in model.named_modules():
             if isinstance(module, NormBase):
                 sync_norm(module, self.given.get(name))
+                continue
+            if isinstance(module, (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)):
+                sync_norm_over_features(module)
                 continue
             shape = shape_of_weight(module)
             if shape is None:
@@ -121,6 +127,17 @@ def sync_norm(module: NormBase, given: int | None) -> None:
     size = next((t.numel() for t in tensors_of(module)), given)
     if size is not None:
         module.num_features = size
+
+
+def sync_norm_over_features(module: nn.LayerNorm | nn.RMSNorm | nn.GroupNorm) -> None:
+    """It shrinks along its only dimension."""
+    vector = module._parameters.get("weight")
+    if vector is None:
+        vector = module._parameters.get("theta")
+    if vector is not None and isinstance(module, nn.GroupNorm):
+        module.num_channels = vector.numel()
+    elif vector is not None and len(module.normalized_shape) == 1:
+        module.normalized_shape = (vector.numel(),)
 
 
 def tensors_of(norm: NormBase) -> list[torch.Tensor]:

@@ -16,8 +16,10 @@ from .module_op import ModuleOp, module_calls
 from .op import Op
 from .rule_faults import by_rule, zeros_by_rule
 from .rules.registry import MODULES
+from .splits import Choices, Splits
 from .trace import Traced
 from .value import Read, Step, Value, Zeros
+from .written_out import Norm
 
 
 @dataclass
@@ -33,8 +35,13 @@ class Bound:
 class Network:
     """The features of a model, and everything that happens to them in its forward, in order."""
 
-    def __init__(self, traced: Iterable[Traced]) -> None:
+    def __init__(
+        self, traced: Iterable[Traced], choices: Choices | None = None, norms: Mapping[str, Norm] | None = None
+    ) -> None:
         self.features = FeatureSpace()
+        self.splits = Splits(choices or {})
+        self.broadcast: list[Axis | None] = []  # what is as often as it is needed, by an expand
+        self.norms = norms or {}  # modules that are read as one op
         self.bound: dict[int, Bound] = {}  # id(tensor) -> Bound
         self.reads: list[Read] = []
         self.makes: list[tuple[Axis, str]] = []  # (axis, label): who writes the features of this axis
@@ -66,7 +73,7 @@ class Network:
         values: dict[torch.fx.Node, Any] = {}
         storage: dict[torch.fx.Node, torch.fx.Node] = {}
         outputs: dict[str, list[Value]] = {}
-        calls = module_calls(mode.graph)
+        calls = module_calls(mode.graph, self.norms)
         order = {node: i for i, node in enumerate(mode.graph.nodes)}
         for node in mode.graph.nodes:
             if node.op == "placeholder":
@@ -80,7 +87,9 @@ class Network:
             elif node in values:  # inside a module that has a rule of its own
                 continue
             elif node in calls:
-                self._read_module(*calls[node], values, mode)
+                op = self._read_module(*calls[node], values, mode)
+                if op.module in self.norms:
+                    outputs.setdefault(op.module, []).extend(op.results)
             elif node.op == "call_function" and node.target is operator.getitem:
                 values[node] = values[node.args[0]][node.args[1]]
                 storage[node] = storage.get(node.args[0], node.args[0])
@@ -103,12 +112,13 @@ class Network:
 
     def _read_module(
         self, nodes: Sequence[torch.fx.Node], path: str, kind: str, values: dict[torch.fx.Node, Any], mode: Traced
-    ) -> None:
+    ) -> Op:
         op = ModuleOp(self, nodes, values, mode, path, kind)
-        result = by_rule(MODULES[kind], op)
+        result = by_rule(MODULES[kind] if kind in MODULES else self.norms[op.module].read, op)
         values.update(dict.fromkeys(nodes))
         values.update(zip(op.out_nodes, result if isinstance(result, (list, tuple)) else [result], strict=True))
         self.ops.append(op)
+        return op
 
     def _unknown(self, op: Op) -> Any:
         self.unknown.add(op.name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from fractions import Fraction
 from types import MethodWrapperType
 from typing import Any
@@ -15,17 +15,22 @@ from ..insides import OpOverload, TorchDispatchMode, disable_current_modes, pytr
 
 aten = torch.ops.aten
 
+Planned = Mapping[tuple[int, ...], Set[tuple[int, ...]]]
+VIEWS = {aten.view.default, aten._unsafe_view.default, aten._reshape_alias.default}
+
 
 class Numbers(TorchDispatchMode):
     """Notes the functions that a forward calls, and the numbers of every op.
 
     expected: another's. Raises at the first op, hence at the user's line, where they are not as expected. values: whether what
-    small tensors hold counts too, which differs where one stage knows it and the other does not.
+    small tensors hold counts too, which differs where one stage knows it and the other does not. views: {shape of a view that is
+    expected: those that it may have now}.
     """
 
-    def __init__(self, expected: Numbers | None = None, values: bool = True) -> None:
+    def __init__(self, expected: Numbers | None = None, values: bool = True, views: Planned | None = None) -> None:
         super().__init__()
-        self.expected, self.values = expected, values
+        self.expected, self.values, self.views = expected, values, views or {}
+        self.viewed: list[tuple[int, ...]] = []  # shapes
         self.calls: list[Any] = []  # functions
         self.found: list[tuple[Any, tuple[Any, ...]]] = []  # (op, numbers)
         # (op, shapes of its tensors, integers): equal shapes, equal integers
@@ -59,7 +64,10 @@ class Numbers(TorchDispatchMode):
             self.note(func, numbers_of(func, args, kwargs or {}))
             self.note_integers(func, args, kwargs or {})
             self.note_values(func, args)
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        if func in VIEWS and not self.inside:
+            self.note_view(tuple(result.shape))
+        return result
 
     def other(self, kind: str, entry: Any) -> bool:
         """Note it; whether the expected one has something else at this place."""
@@ -89,6 +97,13 @@ class Numbers(TorchDispatchMode):
         values = [values_in(arg) for arg in args if is_small_and_real(arg)]
         if values and self.other("held", (func, values)) and self.values:
             raise ShrinkError(f"{name_of(func)} is called with other values ({in_words(values)}) than at full width")
+
+    def note_view(self, shape: tuple[int, ...]) -> None:
+        place = len(self.viewed)
+        self.viewed.append(shape)
+        before = self.expected.viewed[place : place + 1] if self.expected is not None else []
+        if before and shape not in self.views.get(before[0], {shape}):
+            raise ShrinkError(f"a view of shape {before[0]} becomes {shape}: a size is written into the code")
 
     def note_call(self, func: Any) -> None:
         if self.other("calls", func):

@@ -208,6 +208,11 @@ class Op:
         if self.axis(value, dim) is not None:
             self.network.reads.append(Read(value, dim % value.ndim, self))
 
+    def counts(self, result: Value, dim: int, reason: str) -> None:
+        """The op puts all positions of this axis together, but those at which a filter makes its own ``result`` zero."""
+        if self.axis(result, dim) is not None:
+            self.network.reads.append(Read(result, dim % result.ndim, self, reason))
+
     def reads_product(self, *places: tuple[Value, int]) -> None:
         """The op adds up products, one factor from each (value, dim): it loses nothing where one factor is zero."""
         axes = [self.axis(value, dim) for value, dim in places]

@@ -20,9 +20,14 @@ LAYERS = {
     "addmm": ("mat2", "self", 1, -1),
     **{f"conv{n}d": ("weight", "bias", 0, -1 - n) for n in (1, 2, 3)},
     **{f"conv_transpose{n}d": ("weight", "bias", 1, -1 - n) for n in (1, 2, 3)},
-    **{norm: ("weight", "bias", 0, 1) for norm in ("batch_norm", "instance_norm", "group_norm")},
-    **{norm: ("weight", "bias", 0, -1) for norm in ("layer_norm", "rms_norm")},
+    **dict.fromkeys(("batch_norm", "instance_norm", "group_norm"), ("weight", "bias", 0, 1)),
+    **dict.fromkeys(("layer_norm", "rms_norm"), ("weight", "bias", 0, -1)),
 }
+COUNTING = (
+    "layer_norm",
+    "rms_norm",
+    "group_norm",
+)  # a filter in their weight alone would leave the dead in what they count
 SCALINGS = ("mul", "multiply", "div")
 
 
@@ -94,7 +99,10 @@ def layer(
     outputs, dims = {}, set()
     for op in ops:
         weight, bias, weight_dim, dim = LAYERS[kind_of(op)]
+        dim = op.network.norms[name].dim if name in op.network.norms else dim
         value = op.results[0]
+        if module and kind_of(op) in COUNTING:
+            return None
         if module and not (
             own(op[weight], module._parameters["weight"], maker)
             and own(op.get(bias), module._parameters["bias"], maker)
@@ -117,6 +125,8 @@ def own(value: Value | None, parameter: torch.Tensor | None, maker: Mapping[Valu
 
 
 def kind_of(op: Op) -> str:
+    if op.module in op.network.norms:
+        return op.network.norms[op.module].kind
     return getattr(getattr(op.target, "overloadpacket", None), "__name__", "")
 
 
@@ -167,7 +177,7 @@ def place_of(writers: Sequence[Candidate]) -> Place:
 
 
 def repeats_of(ids: torch.Tensor) -> tuple[int, int] | None:
-    """(neighbours, blocks): each feature stands so often side by side, in each of so many equal blocks. None for any other order."""
+    """(neighbours, blocks): each feature stands so often side by side, in so many equal blocks; None for another order."""
     size = len(ids.unique())
     neighbours = int((ids != ids[0]).nonzero()[0]) if size > 1 else len(ids)
     block = neighbours * size

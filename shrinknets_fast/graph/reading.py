@@ -20,11 +20,14 @@ from .hub import Hub, find_hubs
 from .limits import check_min_alive, uniform_hubs
 from .network import Network
 from .origins import Origins
-from .plan import Options, Plan, make_plan, tensor_plans
+from .plan import Options, Plan, make_plan
 from .rehearse import Rehearsal
+from .splits import Key, choose, chosen
 from .trace import lookup, trace
+from .trials import Trials
 from .value import Read
 from .verdict import judge
+from .written_out import norm_of
 
 Example = tuple[tuple[Any, ...], dict[str, Any]]  # args, kwargs
 _examples: weakref.WeakKeyDictionary[nn.Module, Example] = weakref.WeakKeyDictionary()  # fake tensors
@@ -143,7 +146,7 @@ class Reading:
 
     def rehearse(self, plan: Plan) -> None:
         """Raise if the model cannot run at the planned widths, or does something else there."""
-        self.rehearsal.run(self.model, plan.tensors, plan.widths)
+        self.rehearsal.run(self.model, plan.tensors, plan.widths, self.network.splits.shapes(plan.gone))
 
     def keep_what_breaks(self, plan: Plan, error: ShrinkError) -> None:
         """After a rehearsal that failed: the hubs at whose removal the forward breaks stay from now on, with a warning each."""
@@ -166,7 +169,7 @@ class Reading:
 
     def _failure(self, ids: torch.Tensor, hub: Hub) -> str | None:
         left = len(hub) - int(torch.isin(hub.ids, ids).sum())
-        return failure(self.model, self.network, self.rehearsal, ids, f"{hub.name}={left}")
+        return Trials(self.model, self.network, self.rehearsal).failure(ids, f"{hub.name}={left}")
 
     def shrink(self, plan: Plan) -> None:
         """The tensors have shrunk: so do the features, the hubs and the modules' attributes."""
@@ -187,22 +190,36 @@ def read(
     theta_names: {id(theta): the filter's dotted name}.
     """
     thetas(model)  # raises where one is no parameter
-    network = Network(trace(model, args, kwargs))
-    hubs = find_hubs(network, theta_names)
+    traced = trace(model, args, kwargs)
+    choices = chosen(model)
     rehearsal = Rehearsal(model, args, kwargs)
+    norms = {name: norm for name, module in model.named_modules() if (norm := norm_of(module)) is not None}
+    while True:
+        network = Network(traced, choices, norms)
+        hubs = find_hubs(network, theta_names)
+        others = resolve(Trials(model, network, rehearsal), hubs, could_leave(network, theta_names))
+        if not others:
+            return network, hubs, rehearsal
+        choose(model, choices := {**choices, **others})  # the same views, with other parts that shrink
+
+
+def resolve(trials: Trials, hubs: Sequence[Hub], free: torch.Tensor) -> dict[Key, int]:
+    """Pin what fails, of the features in the mask ``free``. Returns what else to try of the views that split such features."""
+    features = trials.network.features
     tried: dict[int, str | None] = {}  # feature -> why the model does not survive its removal, or None
-    free = could_leave(network, theta_names)
-    for axis, _ in network.features.doubts:
+    others: dict[Key, int] = {}
+    for axis, _ in features.doubts:
         for hub in hubs:
             ids = hub.ids[torch.isin(hub.ids, axis.ids) & free[hub.ids]]
-            if len(ids) < 2:
+            if len(ids.unique()) < 2:
                 continue
             first = int(ids[0])
             if first not in tried:
-                tried[first] = failure(model, network, rehearsal, ids[:1], "one feature less")
+                tried[first] = trials.failure(ids[:1], "one feature less")
             if (why := tried[first]) is not None:
-                network.features.pin(network.features.axis(ids), why)
-    return network, hubs, rehearsal
+                features.pin(features.axis(ids), why)
+                others |= trials.network.splits.others(ids)
+    return others
 
 
 def could_leave(network: Network, theta_names: Mapping[int, str]) -> torch.Tensor:
@@ -216,14 +233,3 @@ def could_leave(network: Network, theta_names: Mapping[int, str]) -> torch.Tenso
     for axis, _ in network.features.pins:
         free[axis.ids] = False
     return free
-
-
-def failure(model: nn.Module, network: Network, rehearsal: Rehearsal, ids: torch.Tensor, at: str) -> str | None:
-    """The error if a fake copy without these features does not run, or does not do the same; else None."""
-    gone = torch.zeros(network.features.count, dtype=torch.bool)
-    gone[ids] = True
-    try:
-        rehearsal.try_once(model, tensor_plans(network, gone), at)
-    except ShrinkError as error:
-        return str(error)
-    return None

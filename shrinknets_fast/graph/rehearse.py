@@ -14,7 +14,7 @@ from ..insides import FakeTensorMode, pytree
 from .blame import blame, quiet, shortened
 from .draws import same_draws
 from .modules import Sizes, copied
-from .numbers import Numbers
+from .numbers import Numbers, Planned
 from .results import tensors_in
 from .shapes import Shapes
 from .trace import mode_of
@@ -82,22 +82,23 @@ class Rehearsal:
         """(args, kwargs), fake."""
         return self.fake.args, self.fake.kwargs
 
-    def run(self, model: nn.Module, tensors: Iterable[TensorPlan], at: str) -> None:
+    def run(self, model: nn.Module, tensors: Iterable[TensorPlan], at: str, splits: Planned | None = None) -> None:
         """Raise if the model cannot run with these :class:`TensorPlan` s, or gives another shape than before.
 
         A forward with a schedule or a cache may do something else today, at any width: what fails is tried against that.
+        splits: see :meth:`Splits.shapes`.
         """
         try:
-            self.try_once(model, tensors, at)
+            self.try_once(model, tensors, at, splits)
         except ShrinkError:
             self.shapes, self.numbers, self.stage = None, {}, self.fake
-            self.try_once(model, tensors, at)
+            self.try_once(model, tensors, at, splits)
 
-    def try_once(self, model: nn.Module, tensors: Iterable[TensorPlan], at: str) -> None:
+    def try_once(self, model: nn.Module, tensors: Iterable[TensorPlan], at: str, splits: Planned | None = None) -> None:
         """The same against what the forward did when it was last played at full width."""
         self.set_stage(model)
         try:
-            shapes = self.output_shapes(model, {id(t.tensor): t.shape for t in tensors})
+            shapes = self.output_shapes(model, {id(t.tensor): t.shape for t in tensors}, splits)
         except Exception as error:
             raise ShrinkError(f"{type(model).__name__} cannot run at {at}: {shortened(error)}{blame(error)}") from error
         assert self.shapes is not None  # the stage is set
@@ -129,7 +130,7 @@ class Rehearsal:
         self.seen = {}  # what a later trial notes, up to where it fails, is not what is expected of the next
 
     def output_shapes(
-        self, model: nn.Module, resized: Mapping[int, Sequence[int]] | None = None
+        self, model: nn.Module, resized: Mapping[int, Sequence[int]] | None = None, splits: Planned | None = None
     ) -> dict[str, list[tuple[int, ...]]]:
         """{mode: output shapes} of a copy of ``model`` whose tensors have the shapes ``resized`` ({id: shape})."""
         with self.stage:
@@ -141,7 +142,7 @@ class Rehearsal:
         with same_draws(), self.stage, torch.no_grad(), folding(), quiet():
             for mode in ("train", "eval"):
                 expected, values = self.numbers.get(mode), self.stage is self.noted_on
-                with mode_of(shadow, mode == "train"), Numbers(expected, values) as self.seen[mode]:
+                with mode_of(shadow, mode == "train"), Numbers(expected, values, splits) as self.seen[mode]:
                     output = shadow(*self.stage.args, **self.stage.kwargs)
                 shapes[mode] = [tuple(t.shape) for t in tensors_in(output)]
         return shapes

@@ -69,11 +69,15 @@ def checked_size(size: Any) -> int:
 
 @dataclass(frozen=True)
 class Read:
-    """``op`` adds up the positions of this axis: it loses nothing where they are zero, and needs all others."""
+    """``op`` adds up the positions of this axis: it loses nothing where they are zero, and needs all others.
+
+    ``reason``: why it needs them, where that is another one.
+    """
 
     value: Value
     dim: int
     op: Op
+    reason: str = ""
 
     @property
     def axis(self) -> Axis:

@@ -51,7 +51,7 @@ def judge(
         if entry.op not in idle:
             good = torch.zeros(len(ids), dtype=torch.bool) if zero is None else zero
             note(blame, ids[~(good if forgiven is None else good | forgiven(entry))], len(reasons))
-        reasons.append(f"is not zero where {entry.op.label} reads it")
+        reasons.append(entry.reason or f"is not zero where {entry.op.label} reads it")
     return Verdict(read & (blame < 0), blame, tuple(reasons))
 
 

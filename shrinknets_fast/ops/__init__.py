@@ -8,5 +8,7 @@ from . import (  # noqa: F401  each file registers its fakes, whoever imports on
     epilogue,
     filter,
     fold,
+    group_norm,
+    layer_norm,
     linear,
 )

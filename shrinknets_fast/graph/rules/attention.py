@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from ..op import Op, Result
-from ..value import Value
+from ..op import Masks, Op, Result
+from ..value import Value, Zeros
 from .meeting import meet
 from .registry import WHOLE_MODULES, named, register_rule
+from .zeros import changed
 
 aten = torch.ops.aten
 
@@ -24,17 +25,31 @@ def attention(op: Op) -> Value:
         op.doubt(op.axis(query, -1))
     for x in (key, value):
         op.pin(op.axis(x, -2), f"is mixed with others by {op.label}")
-    ndim, masked = query.ndim, mask is not None
-    for axis in op.axes(mask) if masked else ():
-        op.pin(axis, f"is the mask of {op.label}")
+    ndim = query.ndim
     axes = []
     for d in range(ndim - 2):
-        axis = meet(op, [(op.axis(x, d), x.shape[d]) for x in (query, key, value)])
-        if op["enable_gqa"] or masked:
-            op.pin(axis, f"is split among the heads of {op.label}")
-        axes.append(axis)
+        places = [(op.axis(query, d), query.shape[d])]
+        for x in (key, value):  # under enable_gqa each head of these serves several of the query's, side by side
+            times = query.shape[d] // x.shape[d] if op["enable_gqa"] and d == ndim - 3 else 1
+            places.append((op.interleaved(op.axis(x, d), times), x.shape[d] * times))
+        own = d - ndim if mask is None else mask.ndim + d - ndim
+        if own >= 0:
+            places.append((op.axis(mask, own), mask.shape[own]))
+        axes.append(meet(op, places))
+    for d in range(max(0 if mask is None else mask.ndim - 2, 0), 0 if mask is None else mask.ndim):
+        op.pin(op.axis(mask, d), f"is the mask of {op.label}")
     axes += [op.axis(query, -2), op.axis(value, -1)]
-    return op.output(axes, lambda zeros: [None] * (ndim - 1) + [zeros(value, value.ndim - 1)])
+
+    def zero(zeros: Zeros) -> Masks:
+        """What weighs nothing but zeros is zero."""
+        known: list[torch.Tensor | None] = [None] * (ndim - 1) + [zeros(value, value.ndim - 1)]
+        for d in range(ndim - 2):
+            times = query.shape[d] // max(value.shape[d], 1)
+            if axes[d] is not None and times * value.shape[d] == query.shape[d]:
+                known[d] = changed(zeros(value, d), lambda mask, times=times: mask.repeat_interleave(times))
+        return known
+
+    return op.output(axes, zero)
 
 
 @register_rule(*named("_native_multi_head_attention", "_transformer_encoder_layer_fwd"))

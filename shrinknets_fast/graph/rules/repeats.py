@@ -42,6 +42,8 @@ def repeat(op: Op) -> Value:
 @register_rule(aten.repeat_interleave.self_int)
 def repeat_interleave(op: Op) -> Result:
     x, dim = op.inputs[0], op["dim"]
+    if dim is None and x.ndim == 1:
+        dim = 0
     if dim is None:
         op.pin_all(f"is mixed with another axis by {op.label}")
         return op.fixed()
@@ -63,6 +65,7 @@ def expand(op: Op) -> Value:
         op.pin(own, f"is broadcast in {op.label}")
         axes.append(op.fresh_axis(size) if size > 1 else None)
         op.doubt(axes[-1])
+        op.network.broadcast.append(axes[-1])
     if len(op.inputs) > 1:
         for d, axis in enumerate(axes):
             op.unify(axis, op.axis(op.inputs[1], d))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -41,6 +40,8 @@ def regrouped(op: Op, x: Value, left: list[int], right: list[int], shape: Sequen
     if len(left) == len(right) == 1:
         return [axes[left[0]]]
     featured: list[int | None] = [d for d in left if axes[d] is not None and x.shape[d] > 1]
+    if len(featured) > 1:  # (groups, times): the code's own number of times stays
+        featured = [d for d in featured if d is not None and not any(axes[d] is axis for axis in op.network.broadcast)]
     if len(featured) != 1:
         featured = [None]
     for d in left:
@@ -56,10 +57,14 @@ def regrouped(op: Op, x: Value, left: list[int], right: list[int], shape: Sequen
         for column in [positions(x, left, featured[0], right, shape, i)]
     }
     constant = [k for k, column in columns.items() if bool((column == column[:, :1]).all())]
-    keeper = constant[0] if constant else max(columns)
+    keeper = (
+        constant[0]
+        if constant
+        else op.network.splits.keeper(op, axes[featured[0]], list(columns), featured[0] == x.ndim - 1)
+    )
     if not constant:
-        doubt_split(op, axis, [shape[k] for k in right])
-        # (heads * width) seen as (heads, width): a feature leaves every head or none, so that the view stays a box
+        op.doubt(axis)
+        # (heads, width): a head leaves as a whole, or a feature leaves every head, so that the view stays a box
         sets = columns[keeper]
         op.tie(op.rearranged(axis, lambda ids: ids[sets.reshape(-1)]), sets.shape[1], neighbours=True)
     return [op.rearranged(axis, lambda ids: ids[columns[keeper][:, 0]]) if k == keeper else None for k in right]
@@ -72,16 +77,6 @@ def positions(
     whole = torch.arange(x.shape[featured]).reshape([-1 if d == featured else 1 for d in left])
     places = whole.expand([x.shape[d] for d in left]).reshape([shape[k] for k in right])
     return places.movedim(which, 0).reshape(shape[right[which]], -1)
-
-
-def doubt_split(op: Op, axis: Axis | None, sizes: Sequence[int]) -> None:
-    """The sizes may be written into the code. A trial shows it, unless one of them may stand for another."""
-    inner = sizes[-1]
-    outer = math.prod(sizes[:-1])
-    if outer % inner == 0 and outer > 1 < inner:
-        op.pin(axis, f"is split into {outer} times {inner} by {op.label}: which of the two would shrink is not certain")
-    else:
-        op.doubt(axis)
 
 
 @register_rule(aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.flatten.using_ints)
