@@ -13,6 +13,7 @@ from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from .depth.closing import branches_that_left
 from .distributed import Wrappers
+from .distributed.parts import fitting, resharded
 from .errors import ShrinkError
 from .filters import leave_fast_paths
 from .graph.modules import Sizes, make_persistent
@@ -50,10 +51,16 @@ def resize(model: nn.Module, sizes: Mapping[str, Any], *, prefix: str = "") -> N
 
     sizes: {prefix + name: a tensor, its shape, or what ``torch.distributed.checkpoint`` keeps about it}, as in
     ``FileSystemReader(folder).read_metadata().state_dict_metadata``; other entries are left out. model: as for
-    :func:`load_state_dict`, before ``fully_shard``, also on the meta device. What changes size has undefined values.
+    :func:`load_state_dict`, also on the meta device, before ``fully_shard`` or after it; then before a collector is made, and
+    with an optimizer that has no state yet. What changes size has undefined values.
     """
+    make_fit("resize", unwrapped(model), shapes_in(sizes, prefix), parts=True)
+
+
+def shapes_in(sizes: Mapping[str, Any], prefix: str) -> dict[str, torch.Tensor]:
+    """What :func:`resize` takes, as tensors, without the prefix and without what has no shape."""
     shapes = {name.removeprefix(prefix): shape_of(size) for name, size in sizes.items() if name.startswith(prefix)}
-    make_fit("resize", unwrapped(model), {name: shape for name, shape in shapes.items() if shape is not None})
+    return {name: shape for name, shape in shapes.items() if shape is not None}
 
 
 def shape_of(size: Any) -> Any:
@@ -73,19 +80,22 @@ def make_fit(
     strict: bool = True,
     largest: Shapes | None = None,
     sizes: Sizes | None = None,
+    parts: bool = False,
 ) -> list[tuple[torch.Tensor, tuple[int, ...]]]:
     """Give the tensors of ``model`` the sizes in ``state_dict``; returns those that changed, with the shapes that they had.
 
     what: the caller, for messages. strict: whether all names have to be there. largest: what they may have (None: as they are);
-    sizes: the model's, from before it shrank. Raises ShrinkError, nothing changed.
+    sizes: the model's, from before it shrank. parts: whether it may be one that fully_shard has sharded. Raises ShrinkError,
+    nothing changed.
     """
+    resharded(model)
     own = model.state_dict(keep_vars=True)
     sharded = next((name for name, tensor in own.items() if is_sharded(tensor)), None)
-    if sharded is not None:
+    if sharded is not None and not parts:
         raise ShrinkError(f"{what}: {sharded} is sharded; do this before fully_shard")
     left_out = {name: buffer for name, buffer in model.named_buffers() if name in state_dict and name not in own}
     own |= left_out  # not persistent, but some of its entries have left: a collection put it into the checkpoint
-    left = branches_that_left(model, own, state_dict)
+    left = {} if sharded else branches_that_left(model, own, state_dict)  # there they stay, one feature wide
     staying = {name: tensor for name, tensor in own.items() if not name.startswith(tuple(left))}
     missing, unexpected = sorted(staying.keys() - state_dict.keys()), sorted(state_dict.keys() - own.keys())
     if strict and (missing or unexpected):
@@ -102,6 +112,7 @@ def make_fit(
             raise ShrinkError(f"{what}: {name} has shape {wanted}, expected at most {most}")
         if wanted != present:
             resized.append((tensor, wanted))
+    fit = None if sharded is None else fitting(model)  # raises for what it does not know
     for name in left_out:
         make_persistent(model, name)
     for gated in left.values():
@@ -109,6 +120,9 @@ def make_fit(
     sizes = sizes or Sizes(model)
     changed = [(tensor, tuple(tensor.shape)) for tensor, _ in resized]
     for tensor, shape in resized:
+        if fit is not None and is_sharded(tensor):
+            fit(tensor, shape)
+            continue
         strides = dense_strides(
             tensor, shape
         )  # channels-last stays it: another order would be computed by other kernels

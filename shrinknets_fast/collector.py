@@ -20,7 +20,7 @@ from .compiled import Compiled
 from .depth.closing import Closing
 from .depth.gated import left_in
 from .distributed import Around, Facts, facts_about
-from .errors import warn
+from .errors import ShrinkError, warn
 from .graph.explain import explain
 from .graph.limits import checked_patterns
 from .graph.plan import Plan
@@ -228,6 +228,16 @@ class GarbageCollector:
         seen = self._pace.seen_by_name(self._reading.filters)
         kept = dict(self._reading.origins.at)
         return {"steps": self._pace.steps, "generator": self._generator.get_state(), "seen": seen, "kept": kept}
+
+    def reread(self) -> None:
+        """After something else gave the model other sizes, as loading a checkpoint does: read it as it is now.
+
+        Raises ShrinkError under fully_shard, where a new collector is needed.
+        """
+        if self._around.sharding is not None:
+            raise ShrinkError("reread: fully_shard has sharded the model; make a new GarbageCollector")
+        self._reading = self._reading.anew()
+        self._around.unsettle()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._reading.origins.load(state.get("kept", {}))  # older states have none

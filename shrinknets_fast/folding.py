@@ -90,7 +90,7 @@ def fold_filters(
             replace(plain, module, new)
     for p in plain.parameters():
         p.grad = None
-    check_saves(plain)
+    check_saves(plain, example_of(model) if example_inputs is None else as_called(example_inputs, example_kwargs))
     trim([*plain.parameters(), *plain.buffers()], waste=0)
     return plain
 
@@ -105,6 +105,10 @@ def collect_constants(reading: Reading, companions: Companions) -> None:
     work = prepare(reading, companions, lambda: reading.plan(dead, forgiven=may))
     move_into_biases(reading.model, reading.network, constants, work.plan.gone)
     work.commit()
+
+
+def as_called(inputs: Inputs, kwargs: Mapping[str, Any] | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return (inputs,) if isinstance(inputs, torch.Tensor) else tuple(inputs), dict(kwargs or {})
 
 
 def known_inputs(

@@ -5,25 +5,28 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import torch
 from torch import nn
 
 from .errors import ShrinkError, warn
 from .filters import named_filters
+from .pretrained import apply, fitting_changes, made_from
+
+Example = tuple[Any, Any]  # args, kwargs
 
 
-def check_saves(model: nn.Module) -> None:
-    """From now on ``model.save_pretrained`` looks first, where it has that."""
+def check_saves(model: nn.Module, example: Example | None = None) -> None:
+    """From now on ``model.save_pretrained`` looks first, where it has that. example: inputs of its forward, for a trial."""
     if hasattr(type(model), "save_pretrained") and hasattr(model, "config"):
         own: Any = model
-        own.save_pretrained = CheckedSave(model)
+        own.save_pretrained = CheckedSave(model, example)
 
 
 class CheckedSave:
     """``save_pretrained`` of one model, as an attribute in front of its method."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, example: Example | None = None) -> None:
         self.model: Any = model
+        self._example = example
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if named_filters(self.model):
@@ -32,27 +35,31 @@ class CheckedSave:
                 "and shrinknets_fast.load_state_dict, or save what fold_filters(model) gives",
             )
         elif (found := first_misfit(self.model)) is not None:
-            name, shape, expected = found
-            raise ShrinkError(
-                f"save_pretrained: {name} has shape {shape}, its config makes {expected}, so from_pretrained could not open it; "
-                "use torch.save or torch.export, or set the config to the widths that are left"
-            )
+            changes = fitting_changes(self.model, self._example)
+            if changes is None:
+                name, shape, expected = found
+                raise ShrinkError(
+                    f"save_pretrained: {name} has shape {shape}, its config makes {expected}, so from_pretrained could not "
+                    "open it, and no number of the config says so; fold_filters(model, uniform=...) gives layers one width"
+                )
+            apply(self.model.config, changes)
         return type(self.model).save_pretrained(self.model, *args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CheckedSave:
-        return CheckedSave(copy.deepcopy(self.model, memo))
+        return CheckedSave(copy.deepcopy(self.model, memo), self._example)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Loaded elsewhere it is the plain method: a folded model needs no package of ours."""
         return getattr, (self.model, "save_pretrained")
 
 
-def first_misfit(model: nn.Module) -> tuple[str, tuple[int, ...], str | tuple[int, ...]] | None:
+def first_misfit(model: nn.Module) -> tuple[str, str | tuple[int, ...], str | tuple[int, ...]] | None:
     """(name, shape, shape by the config) of the first tensor that a model made from its config has otherwise, or None."""
-    with torch.device("meta"):
-        expected = type(model)(copy.deepcopy(model.config)).state_dict()
-    for name, tensor in model.state_dict().items():
+    expected, own = made_from(model, model.config), model.state_dict()
+    for name, tensor in own.items():
         shape = expected[name].shape if name in expected else None
         if shape != tensor.shape:
             return name, tuple(tensor.shape), "no such tensor" if shape is None else tuple(shape)
-    return None
+    return next(
+        ((name, "no such tensor", tuple(tensor.shape)) for name, tensor in expected.items() if name not in own), None
+    )

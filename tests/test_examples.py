@@ -7,7 +7,7 @@ import pytest
 import torch
 
 FOLDER = Path(__file__).parent.parent / "examples"
-NEEDS: dict[str, str] = {}  # script -> the package that it needs
+NEEDS = {"lightning_digits": "lightning", "hf_trainer": "transformers", "accelerate_digits": "accelerate"}
 ON_CUDA = {"cuda_graph"}  # elsewhere they say what they need
 
 

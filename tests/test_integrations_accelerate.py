@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from integration_ranks import on_two_processes
 from torch import nn
 
 import shrinknets_fast as sn
@@ -26,9 +27,10 @@ def prepared():
 
 
 def train(accelerator, model, optimizer, gc, steps):
+    x, y = (data[accelerator.process_index :: accelerator.num_processes] for data in (X, Y))
     for _ in range(steps):
         optimizer.zero_grad()
-        accelerator.backward(nn.functional.cross_entropy(model(X), Y))
+        accelerator.backward(nn.functional.cross_entropy(model(x), y))
         optimizer.step()
         gc.step()
 
@@ -50,6 +52,15 @@ def test_a_state_is_loaded_at_its_size(tmp_path, moved):
     fresh[0].load_state(tmp_path)
     train(*fresh, 10)
     assert size(fresh[1]) == size(run[1]) and torch.equal(fresh[1](X), run[1](X))
+
+
+@pytest.mark.slow
+def test_two_processes_shrink_alike_and_go_on(tmp_path):
+    first, second = on_two_processes("accelerate_ddp", tmp_path)
+    assert sum(tensor.numel() for tensor in first["straight"].values()) < size(prepared()[1]) / 2
+    for found in (first["resumed"], second["straight"], second["resumed"]):
+        assert found.keys() == first["straight"].keys()
+        assert all(torch.equal(tensor, found[name]) for name, tensor in first["straight"].items())
 
 
 def test_a_model_is_prepared_once():

@@ -1,13 +1,10 @@
 """One line for a user of Lightning."""
 
-import os
-import subprocess
-import sys
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
+from integration_ranks import on_two_processes
 from torch import nn
 
 import shrinknets_fast as sn
@@ -51,6 +48,11 @@ def size(model):
 
 def shrink(**options):
     return sn.integrations.lightning.Shrink(X[:2], lam=2e-2, **options)
+
+
+def shrunk_trainer(folder, callbacks, epochs, **options):
+    """As :func:`trainer`, with so little penalty that about a third stays."""
+    return trainer(folder, [sn.integrations.lightning.Shrink(X[:2], lam=2e-3), *callbacks], epochs, **options)
 
 
 def fitted(folder, epochs=6, **options):
@@ -112,42 +114,100 @@ def test_what_would_not_shrink_is_refused(tmp_path):
     warnings.resetwarnings()
 
 
-ON_TWO_PROCESSES = """\
-import sys
-from pathlib import Path
+def test_layers_that_configure_model_makes_need_their_filters_there(tmp_path):
+    class Late(Net):
+        def __init__(self, filters=True):
+            super().__init__()
+            self.made, self.net, self.filters = self.net, None, filters
 
-import torch
+        def configure_model(self):
+            if self.net is None:
+                self.net, self.made = self.made, None
+                if self.filters:
+                    sn.add_filters(self, X[:2])
 
-sys.path.insert(0, {tests!r})
-from test_integrations_lightning import Net, L, loader, shrink, size, trainer
+        def parameters(self, recurse=True):
+            return iter(()) if self.net is None else self.net.parameters()
 
-if __name__ == "__main__":
-    folder = Path(sys.argv[1])
-    found = []
-    for checkpoint in (None, folder / "last.ckpt"):
-        torch.manual_seed(0)
-        model = Net()
-        strategy = L.strategies.DDPStrategy(process_group_backend="gloo")
-        run = trainer(folder, [shrink()], 6 if checkpoint else 4, strategy=strategy, devices=2, enable_checkpointing=False)
-        run.fit(model, loader(), ckpt_path=checkpoint)
-        run.save_checkpoint(folder / "last.ckpt")
-        found.append((size(model), model.state_dict()))
-    torch.save(found, folder / f"rank{{run.global_rank}}.pt")
-"""
+    with pytest.raises(sn.ShrinkError, match="Late has no filters; where configure_model makes layers"):
+        trainer(tmp_path, [shrink()], 1).fit(Late(filters=False), loader())
+    model = Late()
+    run = trainer(tmp_path, [shrink()], 6)
+    run.fit(model, loader())
+    assert size(model) < size(Net()) / 2
+    run.save_checkpoint(tmp_path / "last.ckpt")
+    fresh = Late()
+    trainer(tmp_path, [shrink()], 6).test(fresh, loader(), ckpt_path=tmp_path / "last.ckpt", verbose=False)
+    assert size(fresh) == size(model) and torch.equal(fresh(X), model(X))
+
+
+def test_a_module_is_loaded_from_a_shrunk_checkpoint(tmp_path):
+    class Given(Net):
+        def __init__(self, width):
+            super().__init__()
+            self.save_hyperparameters()
+            self.seen = []
+
+        def on_load_checkpoint(self, checkpoint):
+            self.seen.append(sorted(checkpoint))
+
+    load = sn.integrations.lightning.load_from_checkpoint
+    model = Given(width=7)
+    run = trainer(tmp_path, [shrink()], 6)
+    run.fit(model, loader())
+    run.save_checkpoint(tmp_path / "last.ckpt")
+    options = {"weights_only": False, "map_location": "cpu"}
+    found = load(Given, tmp_path / "last.ckpt", X[:2], **options)
+    assert type(found) is Given and found.hparams == {"width": 7} and len(found.seen) == 1
+    assert size(found) == size(model) < size(Net()) / 2
+    assert torch.equal(found(X), model(X))
+    trainer(tmp_path, [shrink()], 1).fit(found, loader())  # on from there
+    with pytest.raises(sn.ShrinkError, match="filters is False and Given has none"):
+        load(Given, tmp_path / "last.ckpt", X[:2], filters=False, **options)
+
+    class Narrow(Given):
+        def __init__(self, width):
+            super().__init__(width)
+            self.net[0] = nn.Linear(15, 128)
+
+    with pytest.raises(sn.ShrinkError, match=r"net.0.weight has shape \(\d+, 16\), expected at most \(128, 15\)"):
+        load(Narrow, tmp_path / "last.ckpt", X[:2, :15], **options)
+
+
+@pytest.fixture(scope="module")
+def on_ranks(tmp_path_factory):
+    """What each strategy found, on each of two processes."""
+    found = {}
+
+    def of(kind):
+        if kind not in found:
+            found[kind] = on_two_processes(f"lightning_{kind}", tmp_path_factory.mktemp(kind))
+        return found[kind]
+
+    return of
 
 
 @pytest.mark.slow
-def test_two_processes_shrink_alike_and_go_on(tmp_path):
-    script = tmp_path / "run.py"
-    script.write_text(ON_TWO_PROCESSES.format(tests=str(Path(__file__).parent)))
-    path = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path)], env=env, capture_output=True, text=True, timeout=240
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
-    for (mine, here), (theirs, there) in zip(first, second, strict=True):
-        assert mine == theirs
-        assert all(torch.equal(tensor, there[name]) for name, tensor in here.items())
-    assert first[1][0] < size(Net()) / 2 and first[1][0] < first[0][0]
+@pytest.mark.parametrize("kind", ["ddp", "parts", "whole"])
+def test_two_processes_shrink_alike_and_go_on(kind, on_ranks):
+    """DDP, and fully_shard with checkpoints of parts and of the whole model."""
+    first, second = on_ranks(kind)
+    for case in ("straight", "resumed"):
+        assert first[case].keys() == second[case].keys()
+        assert all(torch.equal(tensor, second[case][name]) for name, tensor in first[case].items())
+    assert sum(tensor.numel() for tensor in first["straight"].values()) < size(Net()) / 2
+    assert len(first["straight"]["net.0.theta"]) > 1 and len(first["straight"]["net.2.theta"]) > 1
+    for name, tensor in first["straight"].items():
+        assert torch.equal(first["resumed"][name], tensor), name
+    for name, tensor in on_ranks("ddp")[0]["straight"].items():
+        torch.testing.assert_close(first["straight"][name], tensor)
+
+
+@pytest.mark.slow
+def test_what_the_checkpoint_of_a_sharded_run_has(on_ranks):
+    """The whole model, at its shrunk size."""
+    saved = on_ranks("whole")[0]["saved"]
+    assert {name: t.shape for name, t in saved.items()} == {
+        name: t.shape for name, t in on_ranks("ddp")[0]["saved"].items()
+    }
+    assert saved["net.0.weight"].shape[0] < 100

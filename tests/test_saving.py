@@ -56,15 +56,84 @@ def test_a_plain_model_of_the_config_s_size_is_saved(tmp_path):
     assert torch.equal(opened(tmp_path)(X), plain(X))
 
 
-def test_another_size_than_the_config_s_is_refused_until_the_config_tells(tmp_path):
+def test_the_config_gets_the_size_that_is_left(tmp_path):
     plain = sn.fold_filters(shrunk())
-    for model in (plain, copy.deepcopy(plain)):
-        with pytest.raises(sn.ShrinkError, match=r"up.weight has shape \(7, 6\), its config makes \(12, 6\)"):
+    twin = copy.deepcopy(plain)
+    for model in (plain, twin):
+        model.save_pretrained(tmp_path)
+        assert model.config.width == 7 and torch.equal(opened(tmp_path)(X), model(X))
+
+
+class Deep(Pretrained):
+    """width: of each layer, or of all; ``other`` is as large, and something else; scaled: a factor depends on it."""
+
+    def __init__(self, config):
+        nn.Module.__init__(self)
+        self.config = config
+        widths = config.width if isinstance(config.width, list) else [config.width] * config.layers
+        pairs = [nn.ModuleList([nn.Linear(6, width), nn.Linear(width, 6)]) for width in widths]
+        self.layers, self.up, self.down = nn.ModuleList(pairs), nn.Linear(6, config.other), nn.Linear(config.other, 3)
+        self.factor = widths[0] ** 0.5 if config.scaled else 1.0
+
+    def forward(self, x):
+        for up, down in self.layers:
+            x = x + self.factor * down(torch.relu(up(x)))
+        return super().forward(x)
+
+
+class DeepConfig(Config):
+    def __init__(self, width=12, scaled=False):
+        super().__init__(width)
+        self.other, self.layers, self.scaled = 12, 2, scaled
+
+
+class OneWidth(DeepConfig):
+    """It can say one for all layers only."""
+
+    def __setattr__(self, name, value):
+        assert not isinstance(value, list)
+        super().__setattr__(name, value)
+
+
+def deep(config, first, second, last):
+    model = sn.add_filters(Deep(config), X)
+    with torch.no_grad():
+        for layer, dead in ((model.layers[0][0], first), (model.layers[1][0], second), (model.up, last)):
+            layer.theta[:dead] = 0
+    sn.GarbageCollector(model, X).collect()
+    return sn.fold_filters(model)
+
+
+def test_each_field_gets_its_own_size(tmp_path):
+    model = deep(DeepConfig(), 3, 3, 5)
+    model.save_pretrained(tmp_path)
+    assert (model.config.width, model.config.other) == (9, 7)
+
+
+def test_layers_of_several_sizes_where_the_config_can_say_so(tmp_path):
+    model = deep(DeepConfig(), 3, 4, 0)
+    model.save_pretrained(tmp_path)
+    assert (model.config.width, model.config.other) == ([9, 8], 12)
+    listed = deep(DeepConfig([12, 12]), 3, 0, 2)
+    listed.save_pretrained(tmp_path)
+    assert (listed.config.width, listed.config.other) == ([9, 12], 10)
+
+
+def test_what_no_config_says_is_refused_in_one_line(tmp_path):
+    """Layers of several sizes; or the sizes fit, and the function is another."""
+    said = r"layers.0.0.weight has shape \(9, 6\), its config makes \(12, 6\).*uniform="
+    for model in (deep(OneWidth(), 3, 4, 0), deep(DeepConfig(scaled=True), 3, 3, 0)):
+        with pytest.raises(sn.ShrinkError, match=said):
             model.save_pretrained(tmp_path)
-        assert not list(tmp_path.iterdir())
-    plain.config.width = 7
-    plain.save_pretrained(tmp_path)
-    assert torch.equal(opened(tmp_path)(X), plain(X))
+        assert not list(tmp_path.iterdir()) and model.config.width == 12
+
+
+def test_a_tensor_that_is_not_there_any_more_is_refused(tmp_path):
+    model = sn.fold_filters(Deep(DeepConfig()), X)
+    sn.saving.check_saves(model)
+    model.down.register_parameter("bias", None)
+    with pytest.raises(sn.ShrinkError, match=r"down.bias has shape no such tensor, its config makes \(3,\)"):
+        model.save_pretrained(tmp_path)
 
 
 def test_a_model_with_filters_says_how_to_open_it(tmp_path):

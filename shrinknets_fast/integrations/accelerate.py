@@ -26,7 +26,7 @@ class _State:
         return self.gc.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.gc._reading = self.gc._reading.anew()
+        self.gc.reread()
         self.gc.load_state_dict(state)
 
 

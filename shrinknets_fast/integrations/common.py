@@ -101,16 +101,23 @@ class Resizing:
         lost = [name for name in found if name not in own]
         if any(name.endswith("theta") or name in self.largest for name in lost):
             raise ShrinkError(f"load_state_dict: unexpected {lost[:3]}; make the model anew, with its filters")
+        self.fit(module, found, strict=False)
+
+    def fit(self, module: nn.Module, found: Mapping[str, Any], strict: bool) -> None:
+        """found: the checkpoint's tensors, of which only the shapes count; strict: whether all names have to be there."""
         wrappers = Wrappers(module)
         wrappers.find()
-        changed = make_fit("load_state_dict", module, found, strict=False, largest=self.largest, sizes=self.sizes)
+        options: Any = {"strict": strict, "largest": self.largest, "sizes": self.sizes, "parts": True}
+        changed = make_fit("load_state_dict", module, found, **options)
         if changed:
             note_shrunk((tensor, shape) for tensor, shape in changed if isinstance(tensor, nn.Parameter))
             wrappers.rebuild()
 
 
-def resize_when_loading(model: nn.Module) -> None:
+def resize_when_loading(model: nn.Module) -> Resizing:
     """Once per model."""
-    hooks = model._load_state_dict_pre_hooks.values()
-    if not any(isinstance(getattr(hook, "hook", None), Resizing) for hook in hooks):
-        model.register_load_state_dict_pre_hook(Resizing(model))
+    hooks = [getattr(hook, "hook", None) for hook in model._load_state_dict_pre_hooks.values()]
+    found = next((hook for hook in hooks if isinstance(hook, Resizing)), None)
+    if found is None:
+        model.register_load_state_dict_pre_hook(found := Resizing(model))
+    return found

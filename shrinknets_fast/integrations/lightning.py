@@ -5,13 +5,17 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..checkpoint import shapes_in
 from ..collector import GarbageCollector
 from ..errors import ShrinkError
+from ..filters import named_filters
 from ..graph.trace import Inputs
+from ..sharded import is_sharded
 from .common import Filters, add_gradient, check_held, checked_lam, give_filters, on_device, resize_when_loading
 from .tensorboard import scalars
 
@@ -25,8 +29,38 @@ try:
 except ImportError as error:
     raise ImportError("shrinknets_fast.integrations.lightning needs lightning: pip install lightning") from error
 
-SUPPORTED = {"SingleDeviceStrategy", "DDPStrategy"}
+SUPPORTED = {"SingleDeviceStrategy", "DDPStrategy", "ModelParallelStrategy"}
 AVERAGES = {"StochasticWeightAveraging", "WeightAveraging"}
+
+
+class Restoring:
+    """In place of ``strategy.load_checkpoint``: the last moment at which a sharded module can take the checkpoint's sizes."""
+
+    def __init__(self, strategy: Any) -> None:
+        self._strategy, self._load = strategy, strategy.load_checkpoint
+
+    @classmethod
+    def at(cls, strategy: Any) -> None:
+        if not isinstance(strategy.load_checkpoint, cls):
+            strategy.load_checkpoint = cls(strategy)
+
+    def __call__(self, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:
+        module = self._strategy.lightning_module
+        resizing = resize_when_loading(module)
+        if any(map(is_sharded, module.parameters())):
+            path = Path(self._strategy.broadcast(checkpoint_path))
+            resizing.fit(module, saved_shapes(path), strict=module.strict_loading)
+        return self._load(checkpoint_path, *args, **kwargs)
+
+
+def saved_shapes(path: Path) -> dict[str, Any]:
+    """{name in the module: a tensor of its shape}, of a file, or of a folder with the parts of all ranks."""
+    if path.is_dir():
+        from torch.distributed.checkpoint.filesystem import FileSystemReader
+
+        return shapes_in(FileSystemReader(path).read_metadata().state_dict_metadata, "state_dict.")
+    state: dict[str, Any] = torch.load(path, mmap=True, map_location="meta", weights_only=False)["state_dict"]
+    return state
 
 
 class Shrink(Callback):
@@ -61,17 +95,29 @@ class Shrink(Callback):
         names = {kind.__name__ for kind in type(trainer.strategy).__mro__}
         if not names & SUPPORTED:
             strategy = type(trainer.strategy).__name__
-            raise ShrinkError(f"Shrink: strategy is {strategy}, expected one device or DDP")
+            raise ShrinkError(
+                f"Shrink: strategy is {strategy}, expected one device, DDP, or ModelParallelStrategy with fully_shard"
+            )
+        if "ModelParallelStrategy" in names and (size := trainer.strategy.device_mesh["tensor_parallel"].size()) > 1:
+            raise ShrinkError(f"Shrink: tensor_parallel_size is {size}, expected 1: fully_shard alone")
         for callback in trainer.callbacks:
             if {kind.__name__ for kind in type(callback).__mro__} & AVERAGES:
                 kind = type(callback).__name__
                 raise ShrinkError(f"Shrink: {kind} keeps a copy of the weights that would not shrink; leave it out")
-        args, kwargs = self._inputs(pl_module)
-        give_filters(pl_module, self._filters, args, kwargs)
-        resize_when_loading(pl_module)
+        if next(pl_module.parameters(), None) is not None:  # else configure_model makes them
+            give_filters(pl_module, self._filters, *self._inputs(pl_module))
+            resize_when_loading(pl_module)
+        Restoring.at(trainer.strategy)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        if not named_filters(pl_module):
+            kind = type(pl_module).__name__
+            raise ShrinkError(
+                f"Shrink: {kind} has no filters; where configure_model makes layers, call sn.add_filters too"
+            )
         check_held(pl_module, trainer.optimizers)
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:  # later than what a checkpoint restores
         args, kwargs = self._inputs(pl_module)
         model = trainer.strategy.model
         self.gc = GarbageCollector(model, args, example_kwargs=kwargs, optimizers=trainer.optimizers, **self._options)
@@ -110,3 +156,34 @@ class Shrink(Callback):
         args = () if given is None else (given,) if isinstance(given, torch.Tensor) else tuple(given)
         found: tuple[tuple[Any, ...], dict[str, Any]] = on_device((args, self._kwargs), module)
         return found
+
+
+def load_from_checkpoint(
+    kind: Any,
+    checkpoint_path: Any,
+    example_inputs: Inputs | None = None,
+    *,
+    example_kwargs: Mapping[str, Any] | None = None,
+    filters: Filters = True,
+    **options: Any,
+) -> Any:
+    """``kind.load_from_checkpoint(checkpoint_path, **options)`` at the checkpoint's sizes; kind: the LightningModule's class.
+
+    Plain ``load_from_checkpoint`` makes the module without the filters that :class:`Shrink` gave it, so torch refuses it.
+    example_inputs, example_kwargs, filters: as for :class:`Shrink`. Raises ShrinkError where names or sizes do not fit.
+    """
+    callback = Shrink(example_inputs, lam=0.0, example_kwargs=example_kwargs, filters=filters)
+
+    def on_load_checkpoint(module: Any, checkpoint: dict[str, Any]) -> None:
+        if any(name.endswith("theta") for name in checkpoint["state_dict"]):
+            give_filters(module, filters, *callback._inputs(module))
+        resize_when_loading(module)
+        kind.on_load_checkpoint(module, checkpoint)
+
+    # Lightning makes the module and loads it in one call, and asks only its class in between
+    loading: Any = type(
+        kind.__name__, (kind,), {"on_load_checkpoint": on_load_checkpoint, "__module__": kind.__module__}
+    )
+    module = loading.load_from_checkpoint(checkpoint_path, **options)
+    module.__class__ = kind
+    return module

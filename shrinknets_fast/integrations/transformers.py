@@ -96,7 +96,9 @@ class Shrink(TrainerCallback):
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         found = scalars(model)
+        should_log = control.should_log
         self._trainer.log({f"shrinknets/{name}": found[name] for name in ("features", "parameters")})
+        control.should_log = should_log  # log() takes it back, and the Trainer's own numbers are still to come
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
