@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .balance import Balance
 from .features import Axis
 from .value import Read, RuleError, Step, Value, Zeros
 
@@ -178,6 +179,14 @@ class Op:
         ids = axis.ids.reshape(-1, size) if neighbours else axis.ids.reshape(-1, size).t()
         self.network.features.unify_ids(ids[:, :1].expand_as(ids).reshape(-1), ids.reshape(-1))
         return self.network.features.axis(ids[:, 0])
+
+    def balance(self, axis: Axis | None, blocks: int, slots: Axis | None = None, rows: Axis | None = None) -> None:
+        """Equally many features leave each of the ``blocks`` equal blocks of this axis, at whatever positions.
+
+        slots, rows: the axes of a weight whose columns are the features of one block, another one for each block of its rows.
+        """
+        if axis is not None and len(axis):
+            self.network.features.balances.append(Balance(axis, blocks, self.label, slots, rows))
 
     def pin(self, axis: Axis | None, reason: str) -> None:
         """The features of this axis never leave, because of ``reason``."""

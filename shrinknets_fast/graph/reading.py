@@ -15,6 +15,7 @@ from ..errors import ShrinkError, warn
 from ..filters import leave_fast_paths, named_filters, thetas
 from ..insides import pytree
 from ..watch import Watch
+from .balance import with_slots
 from .choice import Limits, leaving
 from .hub import Hub, find_hubs
 from .limits import check_min_alive, uniform_hubs
@@ -197,10 +198,12 @@ def read(
             ids = hub.ids[torch.isin(hub.ids, axis.ids) & free[hub.ids]]
             if len(ids) < 2:
                 continue
-            first = int(ids[0])
-            if first not in tried:
-                tried[first] = failure(model, network, rehearsal, ids[:1], "one feature less")
-            if (why := tried[first]) is not None:
+            first, cells = int(ids[0]), hub.ids[hub.cells()]
+            inside = torch.isin(cells, ids)
+            if first not in tried and bool(inside.any(1).all()):
+                one = cells[torch.arange(len(cells)), inside.int().argmax(1)]
+                tried[first] = failure(model, network, rehearsal, one, "one feature less")
+            if (why := tried.get(first)) is not None:
                 network.features.pin(network.features.axis(ids), why)
     return network, hubs, rehearsal
 
@@ -223,7 +226,7 @@ def failure(model: nn.Module, network: Network, rehearsal: Rehearsal, ids: torch
     gone = torch.zeros(network.features.count, dtype=torch.bool)
     gone[ids] = True
     try:
-        rehearsal.try_once(model, tensor_plans(network, gone), at)
+        rehearsal.try_once(model, tensor_plans(network, with_slots(network.features.balances, gone)), at)
     except ShrinkError as error:
         return str(error)
     return None
