@@ -30,6 +30,7 @@ from .nn import (
 )
 from .placement import add_filters
 from .proximal import ProximalL1
+from .recurrent import FilteredGRU, FilteredLSTM
 from .schedule import LambdaSchedule
 
 try:
@@ -48,6 +49,8 @@ __all__ = [
     "FilteredConv1d",
     "FilteredConv2d",
     "FilteredConv3d",
+    "FilteredGRU",
+    "FilteredLSTM",
     "FilteredLinear",
     "FilteredSyncBatchNorm",
     "GarbageCollector",

@@ -17,6 +17,7 @@ from .graph.reading import Reading, example_of
 from .graph.trace import Inputs
 from .memory import trim
 from .nn import Filter, FilterBase
+from .recurrent import FilteredRecurrent, folded_recurrent
 from .ops.fold import fold
 from .placement import replace
 from .saving import check_saves
@@ -68,7 +69,8 @@ def fold_filters(
     model = unwrapped(model)
     thetas(model)  # raises where one is no parameter
     for name, module in named_filters(model).items():
-        if not isinstance(module, Filter) and not {"weight", "bias"} <= module._parameters.keys():
+        whole = isinstance(module, (Filter, FilteredRecurrent))
+        if not whole and not {"weight", "bias"} <= module._parameters.keys():
             what = f"{name or type(module).__name__} has a weight or bias that a parametrization or pruning computes"
             raise ShrinkError(f"fold_filters: {what}; {REMOVE}")
     plain = copied(model)
@@ -123,6 +125,8 @@ def folded(module: FilterBase) -> nn.Module:
     if isinstance(module, Filter):
         scale = module.repeated_theta.detach().clamp(min=0)
         return torch.fx.symbolic_trace(_Scale(scale, module.dim)).train(module.training)
+    if isinstance(module, FilteredRecurrent):
+        return folded_recurrent(module)
     layer: Any = module  # of another class afterwards
     weight, bias = layer.raw("weight"), layer.raw("bias")
     bare = weight is None

@@ -17,7 +17,7 @@ from .filters import leave_fast_paths, named_filters
 from .folded import Init
 from .graph.coverage import Coverage, coverage_of
 from .graph.network import Network
-from .graph.places import Place, candidates, find_places
+from .graph.places import Place, candidates, find_places, recurrent_candidates
 from .graph.reading import read
 from .graph.trace import Inputs, checked_inputs
 from .nn import (
@@ -33,6 +33,7 @@ from .nn import (
     FilteredSyncBatchNorm,
     checked_init,
 )
+from .recurrent import FilteredGRU, FilteredLSTM
 from .saving import check_saves
 
 __all__ = ["add_filters"]
@@ -50,6 +51,8 @@ FILTERED: dict[type[nn.Module], type[FilterBase]] = {
         FilteredBatchNorm2d,
         FilteredBatchNorm3d,
         FilteredSyncBatchNorm,
+        FilteredLSTM,
+        FilteredGRU,
     )
 }
 
@@ -98,7 +101,7 @@ def add_filters(
         name: module for name, module in allowed.items() if type(module) not in FILTERED and can_be_adopted(module)
     }
     others = [name for name, module in allowed.items() if moves_zero(module)]
-    found = candidates(network, layers | adoptable, adoptable, others)
+    found = [*candidates(network, layers | adoptable, adoptable, others), *recurrent_candidates(network, layers)]
     places = find_places(network, found, filtered_features(model, network), tied=residual == "tied")
     branches = [b.module for b in find_branches(network) if b.module in allowed] if depth else []
     supposed = {value: dim for place in places for value, dim in place.supposed.items()}

@@ -73,6 +73,10 @@ class Sizes:
             if isinstance(module, NormBase):
                 sync_norm(module, self.given.get(name))
                 continue
+            if isinstance(module, nn.RNNBase):
+                module.input_size = module._parameters["weight_ih_l0"].shape[1]
+                module.hidden_size = module._parameters["weight_hh_l0"].shape[1]
+                continue
             shape = shape_of_weight(module)
             if shape is None:
                 continue

@@ -119,6 +119,11 @@ class Op:
         node = self._nodes.get(name)
         return node if isinstance(node, torch.fx.Node) else None
 
+    def nodes_of(self, name: str) -> list[torch.fx.Node]:
+        """Of an argument that is a tensor or a list of tensors."""
+        nodes = self._nodes.get(name)
+        return list(nodes) if isinstance(nodes, (list, tuple)) else [nodes] if isinstance(nodes, torch.fx.Node) else []
+
     def calls_on(self, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
         """(op's name, its arguments) of every call that reads the same tensor as this op's argument ``name``."""
         for user in node.users if (node := self.node_of(name)) else ():
