@@ -17,9 +17,9 @@ from .graph.reading import Reading, example_of
 from .graph.trace import Inputs
 from .memory import trim
 from .nn import Filter, FilterBase
-from .recurrent import FilteredRecurrent, folded_recurrent
 from .ops.fold import fold
 from .placement import replace
+from .recurrent import FilteredRecurrent, folded_recurrent
 from .saving import check_saves
 from .work import prepare
 from .wrapped import unwrapped

@@ -27,8 +27,8 @@ Recurrent = nn.RNNBase if TYPE_CHECKING else object  # what the mixin finds behi
 
 
 class FilteredRecurrent(FilterBase, Recurrent):  # type: ignore[misc]  # FilterBase declares what only the others have
-    """``nn.LSTM`` or ``nn.GRU`` with a theta of ``hidden_size`` entries; see recurrent.py. Arguments as the ``torch.nn`` layer, but
-    no ``proj_size``. ``weight_ih_l0`` and so on are the parameters, without the filter.
+    """``nn.LSTM`` or ``nn.GRU`` with a theta of ``hidden_size`` entries; see recurrent.py. Arguments as the ``torch.nn`` layer,
+    but no ``proj_size``. ``weight_ih_l0`` and so on are the parameters, without the filter.
     """
 
     call = cast("Callable[..., Any]", None)
@@ -79,7 +79,9 @@ class FilteredRecurrent(FilterBase, Recurrent):  # type: ignore[misc]  # FilterB
             states = states and [state.unsqueeze(1) for state in states]
         if states is None:
             batch = int(packing[0][0]) if packing else data.shape[0 if self.batch_first else 1]
-            like = self.theta.expand(self.num_layers * self._directions, batch, -1)  # no number, which trials would miss
+            like = self.theta.expand(
+                self.num_layers * self._directions, batch, -1
+            )  # no number, which trials would miss
             states = [torch.zeros_like(like, dtype=data.dtype) for _ in range(2 if self.mode == "LSTM" else 1)]
         else:
             scale = torch.where(self.theta > 0, self.theta, 1.0).to(states[0].dtype)

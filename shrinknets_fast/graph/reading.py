@@ -189,6 +189,8 @@ def read(
     """
     thetas(model)  # raises where one is no parameter
     network = Network(trace(model, args, kwargs))
+    if theta_names:
+        pin_joined_weights(model, network)
     hubs = find_hubs(network, theta_names)
     rehearsal = Rehearsal(model, args, kwargs)
     tried: dict[int, str | None] = {}  # feature -> why the model does not survive its removal, or None
@@ -206,6 +208,16 @@ def read(
             if (why := tried.get(first)) is not None:
                 network.features.pin(network.features.axis(ids), why)
     return network, hubs, rehearsal
+
+
+def pin_joined_weights(model: nn.Module, network: Network) -> None:
+    """cuDNN has all weights of a plain recurrent layer in one memory, in which none can shrink alone."""
+    for name, module in model.named_modules():
+        own = list(module.parameters(recurse=False)) if isinstance(module, nn.RNNBase) else []
+        if len({p.untyped_storage().data_ptr() for p in own}) < len(own):
+            for bound in [network.bound[id(p)] for p in own if id(p) in network.bound]:
+                for axis in bound.value.axes:
+                    network.features.pin(axis, f"lies in one memory with the other weights of {name}")
 
 
 def could_leave(network: Network, theta_names: Mapping[int, str]) -> torch.Tensor:

@@ -90,7 +90,8 @@ class Layout:
         self.order: list[int] = []  # of the dimensions, outermost first, where they are moved as one
         if self.in_place and 1 in keep and keep[1].dim() > 1:
             self.order = list(range(tensor.dim())) if tensor.is_contiguous() else memory_order(tensor)
-            keep = {0: self._as_one(tensor, keep)}
+            self.in_place = self.order.index(0) < self.order.index(1)  # else the blocks' columns would overtake each other
+            keep = {0: self._as_one(tensor, keep)} if self.in_place else keep
         self.keep = keep.items()
 
     def _as_one(self, tensor: torch.Tensor, keep: Mapping[int, torch.Tensor]) -> torch.Tensor:
@@ -160,7 +161,7 @@ def gathered(tensor: torch.Tensor, keep: Mapping[int, torch.Tensor]) -> torch.Te
 
 
 def select(tensor: torch.Tensor, dim: int, kept: torch.Tensor, rows: int = 0, first: int = 0) -> torch.Tensor:
-    """What stays along one dimension. ``kept`` may be a matrix: ``tensor`` has the rows from ``first`` on of ``rows`` (0: its own)."""
+    """What stays along one dimension. ``kept`` may be a matrix: ``tensor`` has the rows from ``first`` on of ``rows``."""
     if kept.dim() == 1:
         return tensor.index_select(dim, kept.to(tensor.device))
     block = torch.arange(first, first + len(tensor)) * len(kept) // max(rows or len(tensor), 1)
