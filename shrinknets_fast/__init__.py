@@ -41,6 +41,7 @@ from .norms import (
 )
 from .placement import add_filters
 from .proximal import ProximalL1
+from .recurrent import FilteredGRU, FilteredLSTM
 from .schedule import LambdaSchedule
 
 if TYPE_CHECKING:
@@ -70,10 +71,12 @@ __all__ = [
     "FilteredConv1d",
     "FilteredConv2d",
     "FilteredConv3d",
+    "FilteredGRU",
     "FilteredGroupNorm",
     "FilteredInstanceNorm1d",
     "FilteredInstanceNorm2d",
     "FilteredInstanceNorm3d",
+    "FilteredLSTM",
     "FilteredLayerNorm",
     "FilteredLinear",
     "FilteredRMSNorm",

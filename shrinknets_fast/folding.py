@@ -21,9 +21,11 @@ from .nn import Filter, FilterBase
 from .norm_parts import COUNTING, of_parts
 from .ops.fold import fold
 from .placement import replace
+from .recurrent import FilteredRecurrent, folded_recurrent
 from .saving import check_saves
 from .work import prepare
 from .wrapped import unwrapped
+from .written_out import WrittenOut
 
 __all__ = ["fold_filters"]
 
@@ -129,10 +131,15 @@ def folded(module: FilterBase) -> nn.Module:
     if isinstance(module, Filter):
         scale = module.repeated_theta.detach().clamp(min=0)
         return torch.fx.symbolic_trace(_Scale(scale, module.dim)).train(module.training)
+    if isinstance(module, FilteredRecurrent):
+        return folded_recurrent(module)
     layer: Any = module  # of another class afterwards
     weight, bias = layer.raw("weight"), layer.raw("bias")
     if isinstance(module, COUNTING) and not bool(module.alive.all()):
         return of_parts(layer)
+    if isinstance(module, WrittenOut) and not bool(module.alive.all()):
+        what = f"dead features of a {module.plain.__name__} cannot leave, and it would count them"
+        raise ShrinkError(f"fold_filters: {what}; expected none, as after a collection without align or min_alive")
     bare = weight is None
     theta = layer.repeated_theta
     weight = theta.clamp(min=0) if bare else fold_weight(layer, weight, theta).contiguous()

@@ -40,11 +40,12 @@ class _Parts(nn.Module):
 
 def of_parts(norm: Any) -> nn.Module:
     """The plain twin of a norm with dead features: a :class:`_Parts`, a part for each group."""
-    bare = torch.ones_like(norm.theta)
-    weight, bias = fold(bare if norm.raw("weight") is None else norm.raw("weight"), norm.raw("bias"), norm.theta)
+    theta = norm.repeated_theta.detach()
+    bare, lives = torch.ones_like(theta), ~(theta <= 0)
+    weight, bias = fold(bare if norm.raw("weight") is None else norm.raw("weight"), norm.raw("bias"), theta)
     in_groups = isinstance(norm, FilteredGroupNorm)
-    groups = torch.arange(norm.theta.numel(), device=norm.theta.device).view(norm.num_groups if in_groups else 1, -1)
-    alive = [group[norm.alive[group]] for group in groups]
+    groups = torch.arange(theta.numel(), device=theta.device).view(norm.num_groups if in_groups else 1, -1)
+    alive = [group[lives[group]] for group in groups]
     alive = [places for places in alive if len(places)]
     parts = []
     for places in alive:

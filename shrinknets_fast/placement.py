@@ -17,7 +17,7 @@ from .filters import leave_fast_paths, named_filters
 from .folded import Init
 from .graph.coverage import Coverage, coverage_of
 from .graph.network import Network
-from .graph.places import Place, candidates, find_places
+from .graph.places import Place, candidates, find_places, recurrent_candidates
 from .graph.reading import read
 from .graph.trace import Inputs, checked_inputs
 from .graph.written_out import Norm
@@ -42,6 +42,7 @@ from .norms import (
     FilteredLayerNorm,
     FilteredRMSNorm,
 )
+from .recurrent import FilteredGRU, FilteredLSTM
 from .saving import check_saves
 from .written_out import written_out_class
 
@@ -66,6 +67,8 @@ FILTERED: dict[type[nn.Module], type[FilterBase]] = {
         FilteredInstanceNorm1d,
         FilteredInstanceNorm2d,
         FilteredInstanceNorm3d,
+        FilteredLSTM,
+        FilteredGRU,
     )
 }
 
@@ -113,7 +116,7 @@ def add_filters(
     layers |= {name: allowed[name] for name in network.norms if name in allowed}
     adoptable = {name: module for name, module in allowed.items() if name not in layers and can_be_adopted(module)}
     others = [name for name, module in allowed.items() if moves_zero(module)]
-    found = candidates(network, layers | adoptable, adoptable, others)
+    found = [*candidates(network, layers | adoptable, adoptable, others), *recurrent_candidates(network, layers)]
     places = find_places(network, found, filtered_features(model, network), tied=residual == "tied")
     branches = [b.module for b in find_branches(network) if b.module in allowed] if depth else []
     supposed = {value: dim for place in places for value, dim in place.supposed.items()}

@@ -69,7 +69,7 @@ class Work:
                 key = id(member.tensor)
                 if entries.get(key, (t.name,))[0] != t.name:
                     raise ShrinkError(f"follow: {entries[key][0]} and {t.name} are one tensor there, expected one each")
-                entries[key] = (t.name, member.tensor, member.kept(t.keep))
+                entries[key] = (t.name, member.tensor, member.kept(t.keep, t.name))
                 self._members.append(member)
         apart, self._again = without_aliases(entries.values())
         check_apart(apart)

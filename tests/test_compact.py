@@ -237,3 +237,24 @@ def test_nothing_is_nothing():
     compact_([])
     compact_([(W, {})])
     assert W.shape == (4, 3)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_other_columns_for_each_block_of_rows(seed):
+    draw = random.Random(seed)
+    blocks, rows, columns = draw.randint(2, 4), draw.randint(1, 5), draw.randint(2, 6)
+    shape = [blocks * rows, columns, *[draw.randint(1, 3) for _ in range(draw.randint(0, 2))]]
+    tensor, check = buried(shape, draw.choice(DTYPES), draw, "cpu")
+    left = draw.randint(1, columns)
+    table = torch.stack([torch.tensor(sorted(draw.sample(range(columns), left))) for _ in range(blocks)])
+    keep = {1: table}
+    if draw.random() < 0.6:
+        stay = torch.tensor([draw.random() < 0.6 for _ in range(blocks * rows)])
+        keep = dict(draw.sample([(0, stay.nonzero().flatten()), (1, table)], 2))
+    if draw.random() < 0.3:  # with gaps
+        tensor, check = torch.stack([tensor, tensor], -1).contiguous()[..., 0], lambda: None
+    expected = torch.stack([row[table[k // rows]] for k, row in enumerate(tensor)])
+    expected = expected[keep[0]] if 0 in keep else expected
+    compact_([(tensor, keep)])
+    assert torch.equal(tensor, expected) and is_dense(tensor)
+    check()

@@ -42,7 +42,9 @@ def test_a_network_that_can_shrink_gets_no_warning():
 def test_no_filter_at_all_is_said_with_the_reasons_and_the_share():
     model, x = mixed(), torch.randn(2, 6)
     (message,) = said(lambda: sn.add_filters(model, x))
-    assert message.startswith("add_filters: Sequential got no filter. What keeps the rest: is mixed with others by softmax")
+    assert message.startswith(
+        "add_filters: Sequential got no filter. What keeps the rest: is mixed with others by softmax"
+    )
     assert sn.coverage(model, x).share == 0
 
 

@@ -76,7 +76,8 @@ def test_before_an_activation_that_keeps_zero(activation):
 
 def test_not_where_a_mixing_reader_blocks_it():
     model = add(
-        nn.Sequential(nn.Linear(6, 20), nn.Softmax(-1), nn.Linear(20, 9), nn.LogSoftmax(-1), nn.Linear(9, 3)), data(4, 6)
+        nn.Sequential(nn.Linear(6, 20), nn.Softmax(-1), nn.Linear(20, 9), nn.LogSoftmax(-1), nn.Linear(9, 3)),
+        data(4, 6),
     )
     assert filters(model) == {}
 

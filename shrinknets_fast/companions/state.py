@@ -37,10 +37,13 @@ class Member(NamedTuple):
             return cls(tensor, dims)
         return cls(tensor.view(whole), tuple(range(len(whole))), tensor)
 
-    def kept(self, keep: dict[int, torch.Tensor]) -> dict[int, torch.Tensor]:
-        """``keep``, {dimension of the parameter: positions}, for its own dimensions."""
+    def kept(self, keep: dict[int, torch.Tensor], name: str = "") -> dict[int, torch.Tensor]:
+        """``keep``, {dimension of the parameter ``name``: positions}, for its own dimensions."""
         if self.dims == tuple(range(len(self.dims))) and all(dim < len(self.dims) for dim in keep):
             return keep  # itself, so that what shrinks alike is looked at once
+        if any(keep[d].dim() > 1 for d in self.dims if d in keep) and self.dims[:2] != (0, 1):
+            what = f"{name}: an optimizer's state of shape {tuple(self.tensor.shape)} has one entry for columns of several groups"
+            raise ShrinkError(f"{what}, of which other ones leave each group; expected entries for each row")
         return {d: keep[dim] for d, dim in enumerate(self.dims) if dim in keep}
 
     @property

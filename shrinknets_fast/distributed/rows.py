@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ..ops.compact import select
 from ..sharded import group_of_shards, local_part
 
 Keep = Mapping[int, torch.Tensor]
@@ -25,11 +26,14 @@ def take(tensor: torch.Tensor, keep: Keep, device: torch.device) -> torch.Tensor
     Columns leave where they are. Rows migrate: no rank sees more than the rows that it had and the rows that it gets. device:
     on which the group communicates.
     """
+    from torch.distributed import get_rank, get_world_size
+
     part = local_part(tensor)
     group = group_of_shards(tensor)
-    for dim, kept in keep.items():
+    first = 0 if group is None else bounds(len(tensor), get_world_size(group), get_rank(group))[0]
+    for dim, kept in sorted(keep.items(), reverse=True):  # columns of blocks of rows before the rows
         if dim or group is None:
-            part = part.index_select(dim, kept.to(part.device))
+            part = select(part, dim, kept, len(tensor), first)
     if 0 not in keep or group is None:
         return part.contiguous()
     return migrate(part, len(tensor), keep[0], group, device)

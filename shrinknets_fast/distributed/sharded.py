@@ -151,20 +151,20 @@ class ShardedWork:
     def _shrink(self, t: TensorPlan, p: Any, members: list[Member]) -> int:
         """Returns the bytes that are left."""
         if p is None:
-            compact_([(member.tensor, member.kept(t.keep)) for member in members])
+            compact_([(member.tensor, member.kept(t.keep, t.name)) for member in members])
             return sum(member.tensor.nbytes for member in members)
         own = p.sharded_param
         gradient = None if own.grad is None else self._part(own.grad, t.keep)
         for member in members:
             if member.tensor is not own and member.tensor is not own.grad:
-                torch.utils.swap_tensors(member.tensor, self._part(member.tensor, member.kept(t.keep)))
+                torch.utils.swap_tensors(member.tensor, self._part(member.tensor, member.kept(t.keep, t.name)))
         fsdp.resize(p, t.shape, take(own, t.keep, self._sharding.device))
         own.grad = gradient
         state = [member.tensor for member in members[2 if gradient is not None else 1 :]]
         return sum(local_part(tensor).nbytes for tensor in (own, gradient, *state) if tensor is not None)
 
     def _part(self, tensor: torch.Tensor, keep: dict[int, torch.Tensor]) -> torch.Tensor:
-        shape = [len(keep[d]) if d in keep else n for d, n in enumerate(tensor.shape)]
+        shape = [keep[d].shape[-1] if d in keep else n for d, n in enumerate(tensor.shape)]
         return fsdp.sharded_as(tensor, shape, take(tensor, keep, self._sharding.device))
 
 

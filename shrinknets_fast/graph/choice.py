@@ -8,7 +8,8 @@ from typing import TypedDict
 
 import torch
 
-from .hub import Hub, first_positions
+from .balance import with_slots
+from .hub import Hub
 
 
 class Limits(TypedDict, total=False):
@@ -32,26 +33,28 @@ def leaving(
     generator: torch.Generator | None = None,
 ) -> torch.Tensor:
     """Mask over features: of those in the mask ``removable`` the ones that leave."""
-    places = [first_positions(hub.ids) for hub in hubs]
-    may = [removable[hub.ids][once] for hub, once in zip(hubs, places, strict=True)]
+    places = [hub.cells() for hub in hubs]
+    may = [removable[hub.ids][cells] for hub, cells in zip(hubs, places, strict=True)]
     left = [
-        size_left(mask, align, -(-min_alive * len(mask) // max(len(hub), 1)), removal)
-        for hub, mask in zip(hubs, may, strict=True)
+        size_left(
+            int(masks.sum(1).min()), masks.shape[1], align, -(-min_alive * masks.shape[1] // max(len(hub), 1)), removal
+        )
+        for hub, masks in zip(hubs, may, strict=True)
     ]
     for group in uniform:
         widest = max(left[k] for k in group)  # all are of one size now, so each has as many
         for k in group:
             left[k] = widest
     gone = torch.zeros_like(removable)
-    for hub, once, mask, size in zip(hubs, places, may, left, strict=True):
-        gone[hub.ids[once[choose(mask, size, removal, generator)]]] = True
-    return gone
+    for hub, cells, masks, size in zip(hubs, places, may, left, strict=True):
+        for cell, mask in zip(cells, masks, strict=True):
+            gone[hub.ids[cell[choose(mask, size, removal, generator)]]] = True
+    return with_slots([balance for hub in hubs for balance in hub.balances], gone)
 
 
-def size_left(leave: torch.Tensor, align: int, min_alive: int, removal: float) -> int:
-    """How many stay of features of which those in the mask ``leave`` may go."""
-    total = len(leave)
-    wanted = math.ceil(int(leave.sum()) * removal)
+def size_left(may: int, total: int, align: int, min_alive: int, removal: float) -> int:
+    """How many stay of ``total`` features of which ``may`` could go."""
+    wanted = math.ceil(may * removal)
     left = max(total - wanted, min_alive, 1)  # a hub never becomes empty: torch mishandles zero channels
     return min(-(-left // align) * align, total)
 

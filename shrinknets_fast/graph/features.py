@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
 from .order import kept_positions
+
+if TYPE_CHECKING:
+    from .balance import Balance
 
 Fills = Sequence[tuple[torch.Tensor, torch.Tensor]]  # (a hub's features, positions that it keeps), in a new order
 
@@ -35,6 +39,7 @@ class FeatureSpace:
         self.pins: list[tuple[Axis, str]] = []  # (axis, reason): the features of this axis never leave
         # (axis, label): whether the user's code follows this axis when it shrinks is to be tried
         self.doubts: list[tuple[Axis, str]] = []
+        self.balances: list[Balance] = []
         self._equal: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def axis(self, ids: torch.Tensor) -> Axis:

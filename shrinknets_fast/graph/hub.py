@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from .balance import Balance, cells
 from .order import find_movable
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 class Hub:
     """``ids``: the features still there, in the order of their theta (of their maker where no filter sees them).
 
-    ``movable``: their order may change; see order.py.
+    ``movable``: their order may change; see order.py. ``balances``: blocks of them that stay equal.
     """
 
     name: str
@@ -28,15 +29,21 @@ class Hub:
     makers: tuple[str, ...]
     readers: tuple[str, ...]
     movable: bool = False
+    balances: tuple[Balance, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def cells(self) -> torch.Tensor:
+        """(cells, features of one): positions of ``ids``. Equally many leave each cell; but for grouped layers there is one."""
+        found = cells(self.ids, self.balances) if self.balances else first_positions(self.ids)[None]
+        assert found is not None  # see settle_balances
+        return found
 
 
 def find_hubs(network: Network, theta_names: Mapping[int, str]) -> list[Hub]:
     """All hubs of a settled network. theta_names: {id(theta): the filter's dotted name}."""
     features = network.features
-    signature = torch.zeros(features.count, dtype=torch.int64)
     owners = []  # (name, axis, rank: 0 for a theta, 1 for who makes the features, 2 for who reads them)
     for key, bound in network.bound.items():
         for dim, axis in enumerate(bound.value.axes):
@@ -44,13 +51,17 @@ def find_hubs(network: Network, theta_names: Mapping[int, str]) -> list[Hub]:
                 module = bound.names[0].rpartition(".")[0] or "model"
                 rank = 0 if key in theta_names else min(dim, 1) + 1
                 owners.append((theta_names.get(key, module), axis, rank))
-                signature[axis.ids] = signature[axis.ids] * 1000003 + len(owners)
-    kinds, group = torch.unique(signature, return_inverse=True)
-    members = [torch.nonzero(group == k).flatten() for k in range(len(kinds)) if int(kinds[k])]
+    kinds = network.memberships()
+    for balance in features.balances:
+        if balance.slots is not None:
+            kinds[balance.slots.ids] = 0  # they leave with features, and are none
+    members = [torch.nonzero(kinds == k).flatten() for k in kinds.unique().tolist() if k]
     members.sort(key=lambda ids: int(ids[0]))
     taken: dict[str, int] = {}
     hubs = [one_hub(network, owners, ids, taken) for ids in members]
     hubs = [hub for hub in hubs if len(hub) > 1 or hub.filtered]  # a lone feature cannot leave anyway
+    for hub in hubs:
+        hub.balances = tuple(b for b in features.balances if bool(torch.isin(b.axis.ids[0], hub.ids)))
     find_movable(features, hubs)
     return hubs
 

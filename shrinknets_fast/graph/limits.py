@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 
 from ..errors import ShrinkError
-from .hub import Hub, first_positions
+from .hub import Hub
 from .network import Network
 
 
@@ -43,7 +43,7 @@ def uniform_hubs(
             words = ", ".join(f"{name} has {size}" for name, size in sizes.items())
             raise ShrinkError(f"uniform: {pattern!r} matches filters of different sizes: {words}")
         found = {hub_of(network, hubs, name, theta) for name, theta in matched.items()}
-        units = {len(first_positions(hubs[k].ids)) for k in found}
+        units = {hubs[k].cells().shape[1] for k in found}
         if len(units) > 1:
             raise ShrinkError(f"uniform: {pattern!r} matches filters whose features leave one by one, and in groups")
         touching = [group for group in groups if group & found]

@@ -79,6 +79,10 @@ class Sizes:
             if isinstance(module, (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)):
                 sync_norm_over_features(module)
                 continue
+            if isinstance(module, nn.RNNBase):
+                module.input_size = module._parameters["weight_ih_l0"].shape[1]
+                module.hidden_size = module._parameters["weight_hh_l0"].shape[1]
+                continue
             shape = shape_of_weight(module)
             if shape is None:
                 continue

@@ -11,6 +11,7 @@ import torch
 
 from ..errors import warn
 from . import rules
+from .balance import settle_balances
 from .features import Axis, FeatureSpace
 from .module_op import ModuleOp, module_calls
 from .op import Op
@@ -57,6 +58,16 @@ class Network:
             names = ", ".join(sorted(self.unknown))
             warn(f"no rule for {names}: what reaches it is kept alive (see register_rule)")
         self.features.settle()
+        settle_balances(self)
+
+    def memberships(self) -> torch.Tensor:
+        """A number for each feature, the same for those that the same dimensions of the same tensors have; 0 for none."""
+        signature = torch.zeros(self.features.count, dtype=torch.int64)
+        axes = [axis for bound in self.bound.values() for axis in bound.value.axes if axis is not None]
+        for number, axis in enumerate(axes, 1):
+            signature[axis.ids] = signature[axis.ids] * 1000003 + number
+        kinds, group = torch.unique(torch.cat([torch.zeros(1, dtype=torch.int64), signature]), return_inverse=True)
+        return (group - group[0])[1:] % len(kinds)
 
     def bind(self, name: str, tensor: torch.Tensor) -> Value:
         """The graph's value for a parameter or buffer; the same tensor under two names, or in two modes, is one value."""

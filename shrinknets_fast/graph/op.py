@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .balance import Balance
 from .features import Axis
 from .value import Read, RuleError, Step, Value, Zeros
 
@@ -118,6 +119,11 @@ class Op:
         node = self._nodes.get(name)
         return node if isinstance(node, torch.fx.Node) else None
 
+    def nodes_of(self, name: str) -> list[torch.fx.Node]:
+        """Of an argument that is a tensor or a list of tensors."""
+        nodes = self._nodes.get(name)
+        return list(nodes) if isinstance(nodes, (list, tuple)) else [nodes] if isinstance(nodes, torch.fx.Node) else []
+
     def calls_on(self, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
         """(op's name, its arguments) of every call that reads the same tensor as this op's argument ``name``."""
         for user in node.users if (node := self.node_of(name)) else ():
@@ -178,6 +184,14 @@ class Op:
         ids = axis.ids.reshape(-1, size) if neighbours else axis.ids.reshape(-1, size).t()
         self.network.features.unify_ids(ids[:, :1].expand_as(ids).reshape(-1), ids.reshape(-1))
         return self.network.features.axis(ids[:, 0])
+
+    def balance(self, axis: Axis | None, blocks: int, slots: Axis | None = None, rows: Axis | None = None) -> None:
+        """Equally many features leave each of the ``blocks`` equal blocks of this axis, at whatever positions.
+
+        slots, rows: the axes of a weight whose columns are the features of one block, another one for each block of its rows.
+        """
+        if axis is not None and len(axis):
+            self.network.features.balances.append(Balance(axis, blocks, self.label, slots, rows))
 
     def pin(self, axis: Axis | None, reason: str) -> None:
         """The features of this axis never leave, because of ``reason``."""

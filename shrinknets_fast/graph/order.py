@@ -38,7 +38,7 @@ def find_movable(features: FeatureSpace, hubs: Sequence[Hub]) -> None:
     owner = torch.full((features.count,), -1, dtype=torch.int64)
     for number, hub in enumerate(hubs):
         owner[hub.ids] = number
-        hub.movable = len(torch.unique(hub.ids)) == len(hub.ids)
+        hub.movable = len(torch.unique(hub.ids)) == len(hub.ids) and not hub.balances
     watched = {id(axis) for axis, _ in (*features.pins, *features.doubts)}
     for axis in features.axes:
         owners = torch.unique(owner[axis.ids]).tolist()
@@ -98,7 +98,7 @@ def choose_fills(
 
 def moved_bytes(tensor: torch.Tensor, keep: Mapping[int, torch.Tensor], known: dict[int, int]) -> int:
     """Bytes that a compaction of ``tensor`` to ``keep`` writes. known: a dict that remembers what was found out about lists."""
-    shape = [len(keep[d]) if d in keep else n for d, n in enumerate(tensor.shape)]
+    shape = [keep[d].shape[-1] if d in keep else n for d, n in enumerate(tensor.shape)]
     total = math.prod(shape) * tensor.element_size()
     if len(keep) != 1:
         return total if keep else 0

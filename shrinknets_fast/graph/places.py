@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -113,6 +113,19 @@ def layer(
         outputs[value] = dim % value.ndim
         dims.add(weight_dim)
     return Candidate(name, outputs, dims.pop()) if len(dims) == 1 else None
+
+
+def recurrent_candidates(network: Network, layers: Mapping[str, nn.Module]) -> Iterator[Candidate]:
+    """LSTM and GRU: with a filter nobody, the layer itself included, would read a dead hidden feature."""
+    own = [read for read in network.reads if "params" in read.op.arguments and read.value not in read.op.inputs]
+    found: dict[str, dict[Value, int]] = {}
+    for op, product in ((read.op, read.value) for read in own):
+        module: Any = layers.get(op.module.partition("@")[0])
+        if isinstance(module, nn.RNNBase) and [p.tensor for p in op["params"]] == list(module._parameters.values()):
+            outputs = {value: value.ndim - 1 for value in op.results}
+            found.setdefault(op.module.partition("@")[0], {}).update({product: 0, **outputs})
+    for name, values in found.items():
+        yield Candidate(name, values)
 
 
 def own(value: Value | None, parameter: torch.Tensor | None, maker: Mapping[Value, Op]) -> bool:

@@ -9,6 +9,7 @@ from typing import Unpack
 
 import torch
 
+from .balance import kept_slots
 from .choice import Limits, leaving
 from .features import Fills
 from .hub import Hub
@@ -38,7 +39,9 @@ class HubPlan:
 
 @dataclass(frozen=True)
 class TensorPlan:
-    """``keep``: {dimension: the positions that stay, in their new order}."""
+    """``keep``: {dimension: the positions that stay, in their new order}. Along dimension 1 a matrix has other positions for each
+    of as many blocks of dimension 0; see balance.py.
+    """
 
     name: str
     tensor: torch.Tensor
@@ -46,7 +49,7 @@ class TensorPlan:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return tuple(len(self.keep[d]) if d in self.keep else n for d, n in enumerate(self.tensor.shape))
+        return tuple(self.keep[d].shape[-1] if d in self.keep else n for d, n in enumerate(self.tensor.shape))
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,9 @@ def make_plan(
             padded.append(hub.name)
         stuck = verdict.blame[hub.ids[died[hub.ids] & ~leave]]
         blocked[hub.name] = verdict.reasons[int(stuck[0])] if len(stuck) and int(stuck[0]) >= 0 else ""
+        dead_in = leave[hub.cells()].sum(1)
+        if not blocked[hub.name] and len(dead_in) and bool((dead_in != dead_in[0]).any()):
+            blocked[hub.name] = f"{hub.balances[0].label} has equally many features in each group"
     tensors = tuple(tensor_plans(network, gone))
     fills = tuple(choose_fills(network, hubs, gone, tensors))
     hub_plans = []
@@ -141,13 +147,15 @@ def dead_features(network: Network, dead: Mapping[int, torch.Tensor]) -> torch.T
 def tensor_plans(network: Network, gone: torch.Tensor, fills: Fills = ()) -> Iterator[TensorPlan]:
     """Tensors whose axes are alike share their kept positions, so that these are looked at once."""
     known = {}
+    slots = {b.slots.ids.numpy().tobytes(): b for b in network.features.balances if b.slots is not None}
     for bound in network.bound.values():
         keep = {}
         for dim, axis in enumerate(bound.value.axes):
             if axis is not None and bool(gone[axis.ids].any()):
                 key = axis.ids.numpy().tobytes()
                 if key not in known:
-                    known[key] = kept_positions(axis.ids, gone, fills)
+                    balance = slots.get(key)
+                    known[key] = kept_slots(balance, gone) if balance else kept_positions(axis.ids, gone, fills)
                 keep[dim] = known[key]
         if keep:
             yield TensorPlan(bound.names[0], bound.tensor, keep)

@@ -196,6 +196,8 @@ def read(
     norms = {name: norm for name, module in model.named_modules() if (norm := norm_of(module)) is not None}
     while True:
         network = Network(traced, choices, norms)
+        if theta_names:
+            pin_joined_weights(model, network)
         hubs = find_hubs(network, theta_names)
         if own := network.splits.for_each_feature(
             [b.value.axes[0] for k, b in network.bound.items() if k in theta_names]
@@ -218,13 +220,25 @@ def resolve(trials: Trials, hubs: Sequence[Hub], free: torch.Tensor) -> dict[Key
             ids = hub.ids[torch.isin(hub.ids, axis.ids) & free[hub.ids]]
             if len(ids.unique()) < 2:
                 continue
-            first = int(ids[0])
-            if first not in tried:
-                tried[first] = trials.failure(ids[:1], "one feature less")
-            if (why := tried[first]) is not None:
+            first, cells = int(ids[0]), hub.ids[hub.cells()]
+            inside = torch.isin(cells, ids)
+            if first not in tried and bool(inside.any(1).all()):
+                one = cells[torch.arange(len(cells)), inside.int().argmax(1)]
+                tried[first] = trials.failure(one, "one feature less")
+            if (why := tried.get(first)) is not None:
                 features.pin(features.axis(ids), why)
                 others |= trials.network.splits.others(ids)
     return others
+
+
+def pin_joined_weights(model: nn.Module, network: Network) -> None:
+    """cuDNN has all weights of a plain recurrent layer in one memory, in which none can shrink alone."""
+    for name, module in model.named_modules():
+        own = list(module.parameters(recurse=False)) if isinstance(module, nn.RNNBase) else []
+        if len({p.untyped_storage().data_ptr() for p in own}) < len(own):
+            for bound in [network.bound[id(p)] for p in own if id(p) in network.bound]:
+                for axis in bound.value.axes:
+                    network.features.pin(axis, f"lies in one memory with the other weights of {name}")
 
 
 def could_leave(network: Network, theta_names: Mapping[int, str]) -> torch.Tensor:

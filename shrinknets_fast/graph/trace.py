@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -94,7 +95,17 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> li
     for mode in ("train", "eval"):
         copy = copied(model, own)
         try:
-            with mode_of(copy, mode == "train"), returning_tensors(copy), same_draws(), torch.no_grad(), quiet():
+            with (
+                mode_of(copy, mode == "train"),
+                returning_tensors(copy),
+                same_draws(),
+                torch.no_grad(),
+                quiet(),
+                warnings.catch_warnings(),
+            ):
+                warnings.filterwarnings(
+                    "ignore", message="The tensor attributes? .*_flat_weights"
+                )  # of recurrent layers
                 program = torch.export.export(copy, args, kwargs, strict=False)
         except Exception as error:
             what = f"{type(model).__name__} cannot be traced in {mode} mode: {shortened(error)}{blame(error)}"

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from ..errors import ShrinkError
+from .balance import with_slots
 from .follow import DONE, Search
 from .followed import Followed, follow
 from .network import Network
@@ -27,6 +28,7 @@ class Trials:
         """
         gone = torch.zeros(self.network.features.count, dtype=torch.bool)
         gone[ids] = True
+        gone = with_slots(self.network.features.balances, gone)
         why = self._error(gone, at)
         if why is not None:
             found = self._search(gone, lambda some: self._progress(gone, at, some))

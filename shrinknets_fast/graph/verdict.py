@@ -52,7 +52,13 @@ def judge(
             good = torch.zeros(len(ids), dtype=torch.bool) if zero is None else zero
             note(blame, ids[~(good if forgiven is None else good | forgiven(entry))], len(reasons))
         reasons.append(entry.reason or f"is not zero where {entry.op.label} reads it")
-    return Verdict(read & (blame < 0), blame, tuple(reasons))
+    removable = read & (blame < 0)
+    for balance in network.features.balances:
+        if balance.slots is not None:  # as many as each block can lose
+            size, ids = len(balance.slots), balance.slots.ids
+            removable[ids] = torch.arange(size) >= size - removable[balance.ids].sum(1).min()
+            blame[ids] = blame[balance.ids].amax(0)
+    return Verdict(removable, blame, tuple(reasons))
 
 
 def note(blame: torch.Tensor, ids: torch.Tensor, index: int) -> None:

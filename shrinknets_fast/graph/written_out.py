@@ -84,7 +84,7 @@ def small_copy(module: nn.Module) -> nn.Module:
     """Of another size: one that keeps its own is resized by name."""
     twin = object.__new__(type(module))
     twin.__dict__.update(vars(module))
-    twin._parameters, twin._forward_hooks, twin._forward_pre_hooks = dict(module._parameters), {}, {}  # type: ignore[assignment]
+    twin._parameters, twin._forward_hooks, twin._forward_pre_hooks = dict(module._parameters), {}, {}
     weight = module._parameters["weight"]
     size = 0 if weight is None else weight.numel()
     for name, value in vars(module).items():

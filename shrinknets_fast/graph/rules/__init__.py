@@ -15,6 +15,7 @@ from . import (  # noqa: F401  each file registers its rules
     pieces,
     pointwise,
     pool,
+    recurrent,
     reduce,
     repeats,
     shape,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
 from ..op import Masks, Op, Result
@@ -42,11 +44,11 @@ def attention(op: Op) -> Value:
 
     def zero(zeros: Zeros) -> Masks:
         """What weighs nothing but zeros is zero."""
-        known: list[torch.Tensor | None] = [None] * (ndim - 1) + [zeros(value, value.ndim - 1)]
+        known: list[torch.Tensor | None] = [*[None] * (ndim - 1), zeros(value, value.ndim - 1)]
         for d in range(ndim - 2):
             times = query.shape[d] // max(value.shape[d], 1)
             if axes[d] is not None and times * value.shape[d] == query.shape[d]:
-                known[d] = changed(zeros(value, d), lambda mask, times=times: mask.repeat_interleave(times))
+                known[d] = changed(zeros(value, d), functools.partial(torch.repeat_interleave, repeats=times))
         return known
 
     return op.output(axes, zero)

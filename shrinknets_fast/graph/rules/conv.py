@@ -16,11 +16,6 @@ from .zeros import both, changed, either
 aten = torch.ops.aten
 
 
-def equal_in_groups(op: Op, axis: Axis | None, groups: int) -> Axis | None:
-    """The j-th feature of every group leaves with the j-th of all others, so that groups stay equal. The first group's axis."""
-    return None if axis is None else op.tie(axis, len(axis) // groups)
-
-
 def spatial_axes(op: Op, x: Value, weight: Value, rows: Axis | None) -> Axes:
     """The output's axes: batch axes pass, spatial ones hold nothing that could leave."""
     channels = x.ndim - weight.ndim + 1  # 0 without a batch
@@ -36,14 +31,17 @@ def result(op: Op, x: Value, weight: Value, rows: Axis | None, zero: Callable[[Z
     return op.output(axes, lambda zeros: [zero(zeros) if d == channels else None for d in range(len(axes))])
 
 
-def read_in_groups(op: Op, x: Value, channels: int, weight: Value, weight_dim: int, groups: int) -> None:
+def read_in_groups(op: Op, x: Value, channels: int, weight: Value, groups: int) -> None:
     """Channels of ``x`` against one group's channels in ``weight``."""
-    wide, narrow = op.axis(x, channels), op.axis(weight, weight_dim)
+    wide, narrow, rows = op.axis(x, channels), op.axis(weight, 1), op.axis(weight, 0)
     if wide is None or narrow is None:
         op.unify(wide, narrow)
+        return
+    if rows is None:  # nothing could follow if other positions left each group
+        op.unify(op.tie(wide, len(wide) // groups), narrow)
     else:
-        op.unify(equal_in_groups(op, wide, groups), narrow)
-        op.reads(x, channels)
+        op.balance(wide, groups, narrow, rows)
+    op.reads(x, channels)
 
 
 @register_rule(aten.conv1d, aten.conv2d, aten.conv3d)
@@ -53,12 +51,12 @@ def conv(op: Op) -> Value:
     if groups > 1 and weight.shape[1] == 1:
         return depthwise(op, x, channels, weight, bias, weight.shape[0] // groups)
     if groups > 1:
-        read_in_groups(op, x, channels, weight, 1, groups)
+        read_in_groups(op, x, channels, weight, groups)
     else:
         contract(op, x, channels, weight, 1)
     rows, zero = made_rows(op, weight, bias)
     if groups > 1:
-        equal_in_groups(op, rows, groups)
+        op.balance(rows, groups)
     return result(op, x, weight, rows, zero)
 
 
@@ -98,7 +96,7 @@ def conv_transpose(op: Op) -> Value:
         rows = op.interleaved(axis, multiplier)
     else:
         op.reads(x, channels)
-        equal_in_groups(op, axis, groups)
+        op.balance(axis, groups)
         rows = op.repeated(op.axis(weight, 1), groups)
     op.makes(rows)
     if bias is not None:

@@ -8,7 +8,6 @@ import torch
 
 from ..op import Axes, Masks, Op
 from ..value import Value, Zeros
-from .conv import equal_in_groups
 from .registry import named, register_rule
 from .zeros import both, either
 
@@ -102,7 +101,7 @@ def channels_in_groups(op: Op, x: Value, groups: int, names: Iterable[str]) -> A
     for name in names:
         if op[name] is not None:
             op.unify(axes[1], op.axis(op[name], 0))
-    equal_in_groups(op, axes[1], groups)
+    op.balance(axes[1], groups)
     return axes
 
 
