@@ -23,6 +23,7 @@ from .wrapped import unwrapped
 __all__ = ["Budget"]
 
 GAIN = 0.1  # of log(lambda) per look, at least
+URGENT = 0.3  # the same as the target comes due
 RANGE = 6  # of log(lambda) until the target is due, at least
 SOONEST = 5  # looks: nothing is asked to die faster than that
 
@@ -80,6 +81,7 @@ class Budget:
         self._ranking = Ranking(self._reading().filters)
         self._steps, self._log, self._candidates = 0, 0.0, 0
         self._last: tuple[int, float] | None = None  # (step, theta) of the last candidate to go, at the last look
+        self._rate = 0.0  # at which theta is to fall, per step
         self._reached = self._warned = False
         self._landing = 0, 0.0  # (step, lam) when the target was reached: lam sinks from there
         self._refusal = ""  # of a model that was loaded: it may go on from where it was at its target
@@ -130,10 +132,14 @@ class Budget:
         if self._last is None:
             return
         looked, before = self._last
-        needed = theta / max(self._due - self._steps, SOONEST * self._every)
+        remain = self._due - self._steps
+        if remain >= SOONEST * self._every or not self._rate:
+            self._rate = theta / max(remain, SOONEST * self._every)
+        needed = self._rate  # stays at last: one that sinks with theta would never see it reach 0
         fallen = (before - theta) / (self._steps - looked)
         scale = max(needed, abs(fallen))
-        self._log += self._gain * max(-1.0, min(1.0, (needed - fallen) / scale)) if scale else 0.0
+        gain = max(self._gain, min(URGENT, RANGE * self._every / max(remain, 1)))
+        self._log += gain * max(-1.0, min(1.0, (needed - fallen) / scale)) if scale else 0.0
 
     def _look_at_thetas(self) -> float | None:
         """Choose the candidates and protect the others. Returns the largest theta of the candidates, None without any."""
@@ -183,7 +189,7 @@ class Budget:
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint; a run that goes on from it is the same bit by bit."""
-        names = ("steps", "log", "candidates", "last", "reached", "landing", "warned")
+        names = ("steps", "log", "candidates", "last", "rate", "reached", "landing", "warned")
         return {**{name: getattr(self, f"_{name}") for name in names}, "protected": self._ranking.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -194,7 +200,7 @@ class Budget:
         self._last = None if last is None else (int(last[0]), float(last[1]))
         self._steps, self._log, self._candidates = int(state["steps"]), float(state["log"]), int(state["candidates"])
         self._reached, self._warned = bool(state["reached"]), bool(state["warned"])
-        step, lam = state["landing"]
+        self._rate, (step, lam) = float(state["rate"]), state["landing"]
         self._landing = int(step), float(lam)
 
 

@@ -179,6 +179,18 @@ def test_a_run_ends_at_the_target_and_stays_there(target, options):
     assert sum(run.losses[-8:]) < 0.7 * sum(run.losses[:8])
 
 
+def test_lambda_sinks_to_0_once_the_target_is_reached_and_nothing_dies():
+    run, lams = Run({"features": 40}, steps=120, filter_lr=5e-2, due=0.4, lam=0.1), []
+    for k in range(130):
+        run.train(1, first=k)
+        lams.append((run.budget.lam, run.budget.reached))
+    first = [reached for _, reached in lams].index(True)
+    assert first < 60 and lams[first][0] == lams[first - 1][0] > 1e-3
+    left = [max(119 - k, 0) / (119 - first) for k in range(first, 130)]
+    assert [lam for lam, _ in lams[first:]] == pytest.approx([lams[first][0] * share for share in left])
+    assert run.budget.size() == size_of(run.model, run.x[:2], "features") == 40
+
+
 def test_nothing_dies_in_the_warm_up_and_lambda_rises():
     run = Run({"parameters": 600}, warmup=100, lam=0.5, filter_lr=5e-2)
     seen = []
@@ -204,7 +216,10 @@ def test_a_protected_feature_may_be_killed_by_hand():
     assert size_of(run.model, run.x[:2], "features") == 72
 
 
-@pytest.mark.parametrize("at", [60, 105, 160])
+# before the target is due, and while lambda sinks
+@pytest.mark.parametrize(
+    "at", [pytest.param(60, marks=pytest.mark.slow), 85, pytest.param(150, marks=pytest.mark.slow), 180]
+)
 def test_a_run_goes_on_bit_by_bit(at):
     target = {"parameters": 600}
     whole = Run(target, steps=200)
@@ -263,7 +278,7 @@ def test_sizes_of_the_collector_count():
 
 def test_a_budget_that_cannot_be_met_in_time_says_so_once():
     run = Run({"features": 5}, steps=60, filter_lr=1e-6)
-    with pytest.warns(UserWarning, match="features is 5, due at step 30, but 80 are left at step 60") as caught:
+    with pytest.warns(UserWarning, match="features is 5, due at step 48, but 80 are left at step 60") as caught:
         run.train(90)
     assert len([w for w in caught if "Budget" in str(w.message)]) == 1
 
@@ -297,7 +312,7 @@ BAD = [
     ({"parameters": 3}, "parameters is 3, but 27 stay even if all filters die"),
     ({"features": 9, "steps": 0}, "steps is 0"),
     ({"features": 9, "due": 1.5}, "due is 1.5 of 1000 steps"),
-    ({"features": 9, "warmup": 600}, "due is 0.5 of 1000 steps, expected at most 1, and after the warmup of 600"),
+    ({"features": 9, "warmup": 900}, "due is 0.8 of 1000 steps, expected at most 1, and after the warmup of 900"),
     ({"features": 9, "warmup": -1}, "warmup is -1"),
     ({"features": 9, "every": 0}, "every is 0"),
     ({"features": 9, "lam": 0}, "lam is 0"),
