@@ -61,7 +61,7 @@ class Budget:
         example_kwargs: Mapping[str, Any] | None = None,
         lam: float = 1e-3,
         steps: int = 1000,
-        due: float = 0.8,
+        due: float = 0.7,
         warmup: int = 0,
         every: int = 10,
     ) -> None:

@@ -185,7 +185,9 @@ def test_lambda_sinks_to_0_once_the_target_is_reached_and_nothing_dies():
         run.train(1, first=k)
         lams.append((run.budget.lam, run.budget.reached))
     first = [reached for _, reached in lams].index(True)
-    assert first < 60 and lams[first][0] == lams[first - 1][0] > 1e-3
+    assert first < 60 and lams[first][0] == pytest.approx(
+        lams[first - 1][0], rel=0.02
+    )  # seen one step after it was reached
     left = [max(119 - k, 0) / (119 - first) for k in range(first, 130)]
     assert [lam for lam, _ in lams[first:]] == pytest.approx([lams[first][0] * share for share in left])
     assert run.budget.size() == size_of(run.model, run.x[:2], "features") == 40
@@ -278,7 +280,7 @@ def test_sizes_of_the_collector_count():
 
 def test_a_budget_that_cannot_be_met_in_time_says_so_once():
     run = Run({"features": 5}, steps=60, filter_lr=1e-6)
-    with pytest.warns(UserWarning, match="features is 5, due at step 48, but 80 are left at step 60") as caught:
+    with pytest.warns(UserWarning, match="features is 5, due at step 42, but 80 are left at step 60") as caught:
         run.train(90)
     assert len([w for w in caught if "Budget" in str(w.message)]) == 1
 
@@ -312,7 +314,7 @@ BAD = [
     ({"parameters": 3}, "parameters is 3, but 27 stay even if all filters die"),
     ({"features": 9, "steps": 0}, "steps is 0"),
     ({"features": 9, "due": 1.5}, "due is 1.5 of 1000 steps"),
-    ({"features": 9, "warmup": 900}, "due is 0.8 of 1000 steps, expected at most 1, and after the warmup of 900"),
+    ({"features": 9, "warmup": 900}, "due is 0.7 of 1000 steps, expected at most 1, and after the warmup of 900"),
     ({"features": 9, "warmup": -1}, "warmup is -1"),
     ({"features": 9, "every": 0}, "every is 0"),
     ({"features": 9, "lam": 0}, "lam is 0"),

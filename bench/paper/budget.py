@@ -92,10 +92,12 @@ def main():
     parser.add_argument("--data-dir", default="data")
     parser.add_argument("--data", nargs="+", default=[s.data for s in SETTINGS])
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--again", nargs="+", default=[], choices=["budget", "fixed lambda"], help="has new rows")
     parser.add_argument("--targets", nargs="*", type=int, help="besides the fixed lambdas' sizes")
     parser.add_argument("--out", default=rows.RESULTS)
     arguments = parser.parse_args()
+    seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
     done = {key: row for key, row in newest(arguments.out).items() if key[1] not in arguments.again}
     for setting in (s for s in SETTINGS if s.data in arguments.data):
         data = load(setting.data, arguments.data_dir)
@@ -109,12 +111,12 @@ def main():
             return done[case, provider, seed]
 
         name = f"MLP {setting.width}-{setting.width}, {setting.data}"
-        for seed in range(arguments.seeds):
+        for seed in seeds:
             for lam in setting.lams:
                 case = f"{name}, size of lambda {lam:g}"
                 size = run(case, "fixed lambda", seed, lam=lam)["parameters"]
                 run(case, "budget", seed, target=size)
-        for seed in range(arguments.seeds):
+        for seed in seeds:
             for target in setting.targets if arguments.targets is None else arguments.targets:
                 run(f"{name}, {target} parameters", "budget", seed, target=target)
     compare(newest(arguments.out))
