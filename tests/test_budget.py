@@ -233,7 +233,7 @@ def test_a_run_goes_on_bit_by_bit(at):
     del run.budget, run.gc
     sn.load_state_dict(run.model, state["model"])
     run.optimizer = torch.optim.Adam(sn.param_groups(run.model, lr=5e-3, filter_lr=2e-2))
-    run.gc = sn.GarbageCollector(run.model, run.x[:2], optimizers=run.optimizer)
+    run.gc = sn.GarbageCollector(run.model, run.x[:2], optimizers=run.optimizer, min_dead=0.2)
     run.optimizer.load_state_dict(state["optimizer"])
     run.gc.load_state_dict(state["gc"])
     run.budget = sn.Budget(run.model, run.x[:2], **target, steps=200)
