@@ -38,9 +38,9 @@ test-full: lint
 bench: $(VENV)/.bench
 	$(BIN)/python -m bench all $(if $(filter-out 0,$(QUICK)),--quick) $(if $(OUT),--out $(OUT)) $(if $(DATA),--data $(DATA))
 
-# Tests of the tests: planted faults, each of which its test file has to catch. About 45 minutes.
+# Tests of the tests: planted faults, each of which its test file has to catch. About 45 minutes with JOBS=1.
 mutants: build
-	$(BIN)/python tests/mutants/run.py
+	$(BIN)/python tests/mutants/run.py -j $(or $(JOBS),1)
 
 lint: docs
 	$(BIN)/ruff check .

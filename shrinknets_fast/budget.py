@@ -23,6 +23,7 @@ from .wrapped import unwrapped
 __all__ = ["Budget"]
 
 GAIN = 0.1  # of log(lambda) per look, at least
+URGENT = 0.3  # the same as the target comes due
 RANGE = 6  # of log(lambda) until the target is due, at least
 SOONEST = 5  # looks: nothing is asked to die faster than that
 
@@ -38,7 +39,8 @@ class Budget:
     look, every ``every`` steps, the features with the smallest thetas whose death would reach the target are the *candidates*.
     ``log(lam)`` rises while the largest theta among them falls too slowly to be 0 at ``due * steps``, and sinks while it falls
     faster. All other features are protected: in a step of a ``torch.optim`` optimizer their thetas do not fall below 1e-3. So the
-    size ends at most at the target and less than one feature below it. Once there lam is 0 and every live feature is protected.
+    size ends at most at the target and less than one feature below it. Once there every live feature is protected, and lam sinks
+    linearly to 0 at ``steps``: L1 also keeps a network from overfitting, so its sudden end costs accuracy.
 
     steps: training steps of the run. due: the share of them after which the target is to be reached; the rest trains at the final
     size. warmup: steps in which lam rises from 0 to ``lam``, where the search begins, and nothing dies. every: steps between
@@ -59,14 +61,15 @@ class Budget:
         example_kwargs: Mapping[str, Any] | None = None,
         lam: float = 1e-3,
         steps: int = 1000,
-        due: float = 0.5,
+        due: float = 0.7,
         warmup: int = 0,
         every: int = 10,
     ) -> None:
         self._kind, self.target = one_target({"parameters": parameters, "flops": flops, "features": features})
         self._first_lam = checked_number("Budget", "lam", lam, 1e-12)
         self._warmup = checked_steps("Budget", "warmup", warmup, 0)
-        self._due = checked_due(checked_steps("Budget", "steps", steps, 1), due, warmup)
+        self._end = checked_steps("Budget", "steps", steps, 1)
+        self._due = checked_due(self._end, due, warmup)
         self._every = checked_steps("Budget", "every", every, 1)
         self._gain = min(1.0, max(GAIN, RANGE * self._every / (self._due - self._warmup)))
         self.model = model = unwrapped(model)
@@ -78,7 +81,9 @@ class Budget:
         self._ranking = Ranking(self._reading().filters)
         self._steps, self._log, self._candidates = 0, 0.0, 0
         self._last: tuple[int, float] | None = None  # (step, theta) of the last candidate to go, at the last look
+        self._rate = 0.0  # at which theta is to fall, per step
         self._reached = self._warned = False
+        self._landing = 0, 0.0  # (step, lam) when the target was reached: lam sinks from there
         self._refusal = ""  # of a model that was loaded: it may go on from where it was at its target
         self._check_target()
         self._look_at_thetas()
@@ -88,7 +93,8 @@ class Budget:
     def lam(self) -> float:
         """The weight of the penalty in the next step."""
         if self._reached:
-            return 0.0
+            step, lam = self._landing
+            return lam * max(self._end - self._steps, 0) / max(self._end - step, 1)
         risen = min(1.0, self._steps / self._warmup) if self._warmup else 1.0
         return self._first_lam * risen * math.exp(self._log)
 
@@ -108,13 +114,13 @@ class Budget:
         if self._refusal:
             raise ShrinkError(f"{self._refusal}, and no state of a Budget was loaded")
         self._steps += 1
-        if self._reached or self._steps % self._every:
+        if self._reached or self._steps % self._every and self._steps != self._end:
             return
         theta = self._look_at_thetas()
         if theta is not None and self._steps > self._warmup:
             self._steer(theta)
         self._last = None if theta is None else (self._steps, theta)
-        if self._steps >= 2 * self._due and not self._reached and not self._warned:
+        if self._steps >= self._end and not self._reached and not self._warned:
             self._warned = True
             asked = f"{self._kind} is {self.target:g}, due at step {self._due}"
             warn(
@@ -126,10 +132,14 @@ class Budget:
         if self._last is None:
             return
         looked, before = self._last
-        needed = theta / max(self._due - self._steps, SOONEST * self._every)
+        remain = self._due - self._steps
+        if remain >= SOONEST * self._every or not self._rate:
+            self._rate = theta / max(remain, SOONEST * self._every)
+        needed = self._rate  # stays at last: one that sinks with theta would never see it reach 0
         fallen = (before - theta) / (self._steps - looked)
         scale = max(needed, abs(fallen))
-        self._log += self._gain * max(-1.0, min(1.0, (needed - fallen) / scale)) if scale else 0.0
+        gain = max(self._gain, min(URGENT, RANGE * self._every / max(remain, 1)))
+        self._log += gain * max(-1.0, min(1.0, (needed - fallen) / scale)) if scale else 0.0
 
     def _look_at_thetas(self) -> float | None:
         """Choose the candidates and protect the others. Returns the largest theta of the candidates, None without any."""
@@ -137,9 +147,11 @@ class Budget:
         self._ranking.follow(reading.filters)
         seen = self._ranking.look()
         if not self._reached:
+            lam = self.lam if self._steps else 0.0
             fits = lambda count: self._measure(reading, seen.dead(count)) <= self.target  # noqa: E731
             self._candidates = first_fitting(fits, self._candidates, seen.alive)
-            self._reached = self._candidates == 0
+            if self._candidates == 0:
+                self._reached, self._landing = True, (self._steps, lam)
         holding = self._reached or self._steps < self._warmup
         self._ranking.protect(seen.dead(0 if holding else self._candidates))
         return None if self._reached else seen.value(self._candidates)
@@ -177,7 +189,7 @@ class Budget:
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint; a run that goes on from it is the same bit by bit."""
-        names = ("steps", "log", "candidates", "last", "reached", "warned")
+        names = ("steps", "log", "candidates", "last", "rate", "reached", "landing", "warned")
         return {**{name: getattr(self, f"_{name}") for name in names}, "protected": self._ranking.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -188,6 +200,8 @@ class Budget:
         self._last = None if last is None else (int(last[0]), float(last[1]))
         self._steps, self._log, self._candidates = int(state["steps"]), float(state["log"]), int(state["candidates"])
         self._reached, self._warned = bool(state["reached"]), bool(state["warned"])
+        self._rate, (step, lam) = float(state["rate"]), state["landing"]
+        self._landing = int(step), float(lam)
 
 
 def is_current(reading: Reading) -> bool:

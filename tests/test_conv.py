@@ -29,6 +29,12 @@ CASES = {
     "padding beyond the window": ((1, 2, 3, 2), (59, 2, 2, 2), [1, 1], [3, 2], [1, 1], 1),
     "3d": ((1, 3, 4, 5, 3), (57, 3, 2, 3, 2), [2, 1, 1], [1, 1, 0], [1, 2, 1], 1),
 }
+# each case once with relu or without; the other one is slow
+RELUS = [
+    pytest.param(name, relu, marks=[pytest.mark.slow] if relu == bool(k % 2) else [])
+    for k, name in enumerate(CASES)
+    for relu in (False, True)
+]
 SOME = ["2d", "stride and dilation", "groups", "whole units", "3d"]
 
 
@@ -102,8 +108,7 @@ def large_programs(monkeypatch, kernel_device):
         monkeypatch.setattr(conv_blocks, "BLOCKS", dict.fromkeys(conv_blocks.BLOCKS, blocks))
 
 
-@pytest.mark.parametrize("relu", [False, True])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("name", "relu"), RELUS)
 def test_no_worse_than_unfused(name, relu, kernel_device):
     # about 90 living channels, so that luck with few gradients of theta evens out; of 3 channels 30 do (a draw takes 0.4 s here)
     draws = min(180 // CASES[name][1][0], 20)

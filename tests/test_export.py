@@ -20,6 +20,8 @@ import shrinknets_fast as sn
 from shrinknets_fast.training.models import lenet5, mlp
 
 BATCHES = (1, 2, 5)
+# Networks whose operations others have too; those are exported to ONNX in the quick tests.
+ALIKE = ("dense", "width_347", "lenet", "channels_last")
 ANY_BATCH = ({0: torch.export.Dim("batch")},)
 NETWORKS = {}
 
@@ -158,7 +160,9 @@ def test_torch_export_for_any_batch(name):
     check(name, program.module())
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in ALIKE else []) for name in NETWORKS]
+)
 def test_onnx_for_any_batch(name):
     program = onnx_of(program_of(name, folded(name)))
     assert {node.domain for node in program.model_proto.graph.node} == {""}

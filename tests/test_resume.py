@@ -28,6 +28,8 @@ OPTIMIZERS = {
     "adadelta": torch.optim.Adadelta,
     "rprop": torch.optim.Rprop,
 }
+# whose states are tensors shaped like the parameter, as those of the others
+ALIKE = ("adamw", "adagrad", "adadelta", "rprop")
 RATES = {"sgd": 3e-2, "adagrad": 6e-2, "adadelta": 1.0}
 
 
@@ -122,7 +124,9 @@ def around_the_middle(collections):
     return [collections[len(collections) // 2] + 1]
 
 
-@pytest.mark.parametrize("kind", OPTIMIZERS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.slow] if kind in ALIKE else []) for kind in OPTIMIZERS]
+)
 def test_a_stop_between_two_collections_changes_no_bit(kind):
     check_resumes(around_the_middle, kind=kind)
 

@@ -1,10 +1,12 @@
 """Does a budget end at the asked size, and is it as good there as a fixed lambda that ended there by itself?
 
 ``python -m bench.paper.budget --data-dir ROOT``: for each seed a run with each fixed lambda, then one with ``sn.Budget`` to the
-size where that one ended, same epochs and batches; then the targets of a list. A row per run; what has one is not run again.
+size where that one ended, same epochs and batches; then the targets of a list. A row per run; what has one is not run again
+unless ``--again budget`` says so: of several rows of a run the newest counts. The last lines compare the two.
 """
 
 import argparse
+import statistics
 import time
 from dataclasses import dataclass
 
@@ -90,13 +92,13 @@ def main():
     parser.add_argument("--data-dir", default="data")
     parser.add_argument("--data", nargs="+", default=[s.data for s in SETTINGS])
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--again", nargs="+", default=[], choices=["budget", "fixed lambda"], help="has new rows")
+    parser.add_argument("--targets", nargs="*", type=int, help="besides the fixed lambdas' sizes")
     parser.add_argument("--out", default=rows.RESULTS)
     arguments = parser.parse_args()
-    done = {
-        (row["case"], row["provider"], row["seed"]): row
-        for row in rows.read(arguments.out)
-        if row["family"] == "budget"
-    }
+    seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
+    done = {key: row for key, row in newest(arguments.out).items() if key[1] not in arguments.again}
     for setting in (s for s in SETTINGS if s.data in arguments.data):
         data = load(setting.data, arguments.data_dir)
 
@@ -109,14 +111,33 @@ def main():
             return done[case, provider, seed]
 
         name = f"MLP {setting.width}-{setting.width}, {setting.data}"
-        for seed in range(arguments.seeds):
+        for seed in seeds:
             for lam in setting.lams:
                 case = f"{name}, size of lambda {lam:g}"
                 size = run(case, "fixed lambda", seed, lam=lam)["parameters"]
                 run(case, "budget", seed, target=size)
-        for seed in range(arguments.seeds):
-            for target in setting.targets:
+        for seed in seeds:
+            for target in setting.targets if arguments.targets is None else arguments.targets:
                 run(f"{name}, {target} parameters", "budget", seed, target=target)
+    compare(newest(arguments.out))
+
+
+def newest(folder):
+    found = [row for row in rows.read(folder) if row["family"] == "budget"]
+    return {(row["case"], row["provider"], row["seed"]): row for row in found}  # of several the last
+
+
+def compare(found):
+    """A line per size: medians of both, and the difference of a seed's two runs: its mean and the error of that."""
+    for case in dict.fromkeys(case for case, provider, _ in found if provider == "fixed lambda"):
+        seeds = [seed for name, provider, seed in found if name == case and provider == "budget"]
+        both = [[found[case, who, seed]["accuracy"] for seed in seeds] for who in ("budget", "fixed lambda")]
+        if len(seeds) > 1:
+            pairs = [a - b for a, b in zip(*both, strict=True)]
+            error = statistics.stdev(pairs) / len(pairs) ** 0.5
+            a, b = map(statistics.median, both)
+            print(f"{case}: {len(seeds)} seeds, {a:.2%} budget, {b:.2%} fixed", end="; ")
+            print(f"pairs differ by {statistics.mean(pairs):+.2%}, error {error:.2%}")
 
 
 if __name__ == "__main__":

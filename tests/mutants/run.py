@@ -1,19 +1,24 @@
 """Tests of the tests: each fault of the tables is planted in a copy of the package, and its test file has to fail.
 
-    python tests/mutants/run.py [WORDS]      all, or those whose file or line has one of these words
-    make mutants
+    python tests/mutants/run.py [-j N] [WORDS]      all, or those whose file or line has one of these words
+    make mutants [JOBS=N]
+
+N faults at a time, each in a copy of its own; 1 by default.
 
 Prints a row for each. Exit status 1 if a fault survives that gives no reason, if one is caught that gives one, or if a line to be
 changed is gone. Faults in C++ take a build without CUDA; they come last, and behind them those of the CUDA kernels, for which the
 tests build what they need (tests/emulated).
 """
 
+import argparse
 import os
+import queue
 import shutil
 import subprocess
 import sys
 import tempfile
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
@@ -23,16 +28,18 @@ COPIED = ("shrinknets_fast", "tests", "bench", "csrc", "pyproject.toml", "CMakeL
 LIMIT = 600  # seconds; a fault may make an endless loop
 
 
-def main(words):
+def main(words, jobs):
     faults = sorted(tomllib.loads(FAULTS.read_text())["fault"], key=lambda fault: fault["file"].startswith("csrc"))
     for fault in tomllib.loads(EMULATED.read_text())["fault"]:
         faults.append({"tests": "tests/test_emulated.py", **fault, "emulated": True})
     chosen = [f for f in faults if not words or any(w in f["file"] + f["old"] for w in words)]
     wrong = 0
-    with tempfile.TemporaryDirectory() as folder:
-        copy_to(Path(folder))
-        for fault in chosen:
-            said = outcome(Path(folder), fault)
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(jobs) as pool:
+        copies = queue.SimpleQueue()
+        for k in range(jobs):
+            copy_to(Path(folder) / str(k))
+            copies.put(Path(folder) / str(k))
+        for fault, said in zip(chosen, pool.map(lambda fault: in_one(copies, fault), chosen), strict=True):
             expected = "survives" if "reason" in fault else "caught"
             wrong += said != expected
             note = fault.get("reason", "")
@@ -42,7 +49,16 @@ def main(words):
     return int(wrong > 0)
 
 
+def in_one(copies, fault):
+    folder = copies.get()
+    try:
+        return outcome(folder, fault)
+    finally:
+        copies.put(folder)
+
+
 def copy_to(folder):
+    folder.mkdir()
     for name in COPIED:
         source = ROOT / name
         if source.is_dir():
@@ -101,4 +117,10 @@ def environment(folder):
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("-j", "--jobs", type=int, default=1)
+    parser.add_argument("words", nargs="*")
+    arguments = parser.parse_args()
+    if arguments.jobs < 1:
+        parser.error(f"argument -j/--jobs: {arguments.jobs} is not positive")
+    sys.exit(main(arguments.words, arguments.jobs))
