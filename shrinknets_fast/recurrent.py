@@ -87,6 +87,8 @@ class FilteredRecurrent(FilterBase, Recurrent):
 
     def _run(self, input: Any, states: list[torch.Tensor] | None) -> tuple[Any, list[torch.Tensor]]:
         """states: of shape (directions * layers, batch, hidden), the hidden one first."""
+        data: torch.Tensor
+        packing: list[Any]
         data, *packing = input if isinstance(input, PackedSequence) else (input,)
         batched = bool(packing) or data.dim() == 3
         if not batched:
@@ -143,6 +145,9 @@ class FilteredGRU(FilteredRecurrent, nn.GRU):
 
 class Scaled(nn.Module):
     """What :func:`folded_recurrent` traces, so that class and code belong to torch."""
+
+    scale: torch.Tensor
+    wide: torch.Tensor
 
     def __init__(self, layer: nn.Module, scale: torch.Tensor, wide: torch.Tensor) -> None:
         super().__init__()

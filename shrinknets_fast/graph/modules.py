@@ -80,8 +80,8 @@ class Sizes:
                 sync_norm_over_features(module)
                 continue
             if isinstance(module, nn.RNNBase):
-                module.input_size = module._parameters["weight_ih_l0"].shape[1]
-                module.hidden_size = module._parameters["weight_hh_l0"].shape[1]
+                own: Any = module._parameters
+                module.input_size, module.hidden_size = (own[f"weight_{kind}_l0"].shape[1] for kind in ("ih", "hh"))
                 continue
             shape = shape_of_weight(module)
             if shape is None:
@@ -140,7 +140,7 @@ def sync_norm_over_features(module: nn.LayerNorm | nn.RMSNorm | nn.GroupNorm) ->
         vector = module._parameters.get("theta")
     if vector is not None and isinstance(module, nn.GroupNorm):
         module.num_channels = vector.numel()
-    elif vector is not None and len(module.normalized_shape) == 1:
+    elif vector is not None and not isinstance(module, nn.GroupNorm) and len(module.normalized_shape) == 1:
         module.normalized_shape = (vector.numel(),)
 
 

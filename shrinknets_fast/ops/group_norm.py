@@ -120,6 +120,7 @@ def _(
     dx = torch.where(alive, over_channels(rstd) * (h - over_channels(first) - xhat * over_channels(second)), zero)
     sums = [t.transpose(0, 1).reshape(len(theta), x.shape[0] * pixels).sum(1) for t in (g * xhat, g)]
     dweight, dbias, dtheta = affine_gradients(sums, weight, bias, theta)
+    assert dtheta is not None  # there is always a theta
     none = x.new_empty(0)
     dx = torch.empty_like(x).copy_(dx)
     return dx, none if dweight is None else dweight, none.clone() if dbias is None else dbias, dtheta
