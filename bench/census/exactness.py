@@ -1,8 +1,8 @@
 """Two runs of one training step from the same state, masked and collected: how far apart are they?
 
 The distance of two tensors is the largest difference over the largest entry of the expected one. Gradients and states whose
-entries are all below 1e-4 of the model's largest (1e-8 for second moments) count against that: a bias in front of a batch norm has
-a gradient that is nothing but rounding.
+entries are all below 1e-4 of the model's largest (1e-8 for second moments) count against that: a bias in front of a batch norm
+has a gradient that is nothing but rounding.
 """
 
 import math
@@ -56,7 +56,7 @@ def forward(model, args, kwargs, training):
 
 
 def step(model, optimizer, args, kwargs):
-    """One step in training mode; returns the :class:`Run`. A model whose training mode has no loss is stepped in evaluation mode."""
+    """One step in training mode; returns the :class:`Run`. A forward in evaluation mode sees the new statistics of norms."""
     optimizer.zero_grad()
     outputs = forward(model, args, kwargs, True)
     loss_of(outputs).backward()
@@ -77,14 +77,18 @@ def distances(got, expected, positions=None):
     for kind, floor in SMALL.items():
         ours, theirs = getattr(got, kind), getattr(expected, kind)
         if ours.keys() != theirs.keys():
-            return {kind: math.inf for kind in KINDS}
+            return dict.fromkeys(KINDS, math.inf)
         least = floor * max((float(t.abs().max()) for t in theirs.values() if t.numel()), default=0.0)
         found[kind] = 0.0
         for name, tensor in theirs.items():
             if positions is not None:
                 tensor = tensor.flatten()[positions[name].long().flatten()].view(positions[name].shape)
             found[kind] = max(found[kind], distance(ours[name], tensor, least))
-    return {"output": found["output"], "gradients": found["gradients"], "state": max(found["exp_avg"], found["exp_avg_sq"])}
+    return {
+        "output": found["output"],
+        "gradients": found["gradients"],
+        "state": max(found["exp_avg"], found["exp_avg_sq"]),
+    }
 
 
 def distance(got, expected, least=0.0):
@@ -109,6 +113,8 @@ def perturb(model, args, kwargs):
 
     for parameter in model.parameters():
         if parameter.is_floating_point():
-            parameter.copy_(torch.where(parameter > 0, moved(parameter), parameter) if parameter.dim() < 2 else moved(parameter))
+            parameter.copy_(
+                torch.where(parameter > 0, moved(parameter), parameter) if parameter.dim() < 2 else moved(parameter)
+            )
     real = lambda t: moved(t) if torch.is_tensor(t) and t.is_floating_point() else t  # noqa: E731
     return torch.utils._pytree.tree_map(real, (args, kwargs))

@@ -4,12 +4,12 @@ import importlib
 
 from ..registry import needed
 
-LIBRARIES = {  # name -> (module of this package, module that must be installed)
-    "own": ("own", "torch"),
-    "timm": ("of_timm", "timm"),
-    "transformers": ("of_transformers", "transformers"),
-    "torchvision": ("of_torchvision", "torchvision"),
-    "smp": ("of_smp", "segmentation_models_pytorch"),
+LIBRARIES = {  # name -> (the module, what must be installed)
+    "own": (f"{__package__}.own", "torch"),
+    "timm": (f"{__package__}.of_timm", "timm"),
+    "transformers": (f"{__package__}.of_transformers", "transformers"),
+    "torchvision": (f"{__package__}.of_torchvision", "torchvision"),
+    "smp": (f"{__package__}.of_smp", "segmentation_models_pytorch"),
 }
 
 
@@ -27,4 +27,4 @@ def make(library, name):
 
 
 def module_of(library):
-    return importlib.import_module(f"{__package__}.{LIBRARIES[library][0]}")
+    return importlib.import_module(LIBRARIES[library][0])

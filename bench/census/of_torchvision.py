@@ -13,10 +13,10 @@ DETECTION = (
     "fasterrcnn_mobilenet_v3_large_320_fpn", "retinanet_resnet50_fpn", "ssdlite320_mobilenet_v3_large", "fcos_resnet50_fpn"
 )  # fmt: skip
 MODELS = {
-    **{name: "classification" for name in FAMILIES},
-    **{name: "segmentation" for name in SEGMENTATION},
-    **{name: "video" for name in VIDEO},
-    **{name: "detection" for name in DETECTION},
+    **dict.fromkeys(FAMILIES, "classification"),
+    **dict.fromkeys(SEGMENTATION, "segmentation"),
+    **dict.fromkeys(VIDEO, "video"),
+    **dict.fromkeys(DETECTION, "detection"),
     **{f"{name}_dense": "dense" for name in DETECTION},
     "raft_small": "flow",
 }

@@ -13,14 +13,13 @@ from shrinknets_fast.graph.coverage import coverage_of
 from ..zoo import weight_count
 from . import exactness, libraries
 from .prepare import prepared
-from .rival import torch_pruning
 from .words import line
 
 DEAD = 0.4
 EXACT = 1e-9
 LR = 1e-4
-FIELDS = "status parameters filters coverage reasons placed output gradients state perturbed removed made_s collect_s peak_mb rival"
-EMPTY = dict.fromkeys(FIELDS.split())
+FIELDS = "status parameters filters coverage reasons placed output gradients state perturbed removed"
+EMPTY = dict.fromkeys([*FIELDS.split(), "made_s", "collect_s", "peak_mb", "rival"])
 
 
 def fresh(library, name):

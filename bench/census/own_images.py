@@ -9,15 +9,24 @@ from torch.nn import functional as F
 
 def double_conv(a, b):
     return nn.Sequential(
-        nn.Conv2d(a, b, 3, padding=1), nn.BatchNorm2d(b), nn.ReLU(True), nn.Conv2d(b, b, 3, padding=1), nn.BatchNorm2d(b), nn.ReLU(True)
+        nn.Conv2d(a, b, 3, padding=1),
+        nn.BatchNorm2d(b),
+        nn.ReLU(True),
+        nn.Conv2d(b, b, 3, padding=1),
+        nn.BatchNorm2d(b),
+        nn.ReLU(True),
     )
 
 
 class UNet(nn.Module):
     def __init__(self, width=16):
         super().__init__()
-        self.down = nn.ModuleList([double_conv(3, width), double_conv(width, 2 * width), double_conv(2 * width, 4 * width)])
-        self.up = nn.ModuleList([nn.ConvTranspose2d(4 * width, 2 * width, 2, 2), nn.ConvTranspose2d(2 * width, width, 2, 2)])
+        self.down = nn.ModuleList(
+            [double_conv(3, width), double_conv(width, 2 * width), double_conv(2 * width, 4 * width)]
+        )
+        self.up = nn.ModuleList(
+            [nn.ConvTranspose2d(4 * width, 2 * width, 2, 2), nn.ConvTranspose2d(2 * width, width, 2, 2)]
+        )
         self.merge = nn.ModuleList([double_conv(4 * width, 2 * width), double_conv(2 * width, width)])
         self.head = nn.Conv2d(width, 2, 1)
 
@@ -83,7 +92,12 @@ class Autoencoder(nn.Module):
     def __init__(self):
         super().__init__()
         self.encode = nn.Sequential(
-            nn.Conv2d(1, 16, 3, 2, 1), nn.LeakyReLU(), nn.Conv2d(16, 32, 3, 2, 1), nn.LeakyReLU(), nn.Flatten(), nn.Linear(512, 20)
+            nn.Conv2d(1, 16, 3, 2, 1),
+            nn.LeakyReLU(),
+            nn.Conv2d(16, 32, 3, 2, 1),
+            nn.LeakyReLU(),
+            nn.Flatten(),
+            nn.Linear(512, 20),
         )
         self.decode = nn.Sequential(
             nn.Linear(20, 512), nn.LeakyReLU(), nn.Unflatten(1, (32, 4, 4)), nn.ConvTranspose2d(32, 16, 4, 2, 1), nn.LeakyReLU(),
@@ -127,10 +141,25 @@ class StyleTransfer(nn.Module):
     def __init__(self, c=16):
         super().__init__()
         norm = lambda n: nn.InstanceNorm2d(n, affine=True)  # noqa: E731
-        self.first = nn.Sequential(nn.ReflectionPad2d(1), nn.Conv2d(3, c, 3), norm(c), nn.ReLU(), nn.Conv2d(c, 2 * c, 3, 2, 1), norm(2 * c), nn.ReLU())
-        blocks = [nn.Sequential(nn.Conv2d(2 * c, 2 * c, 3, 1, 1), norm(2 * c), nn.ReLU(), nn.Conv2d(2 * c, 2 * c, 3, 1, 1), norm(2 * c)) for _ in range(2)]
+        self.first = nn.Sequential(
+            nn.ReflectionPad2d(1),
+            nn.Conv2d(3, c, 3),
+            norm(c),
+            nn.ReLU(),
+            nn.Conv2d(c, 2 * c, 3, 2, 1),
+            norm(2 * c),
+            nn.ReLU(),
+        )
+        blocks = [
+            nn.Sequential(
+                nn.Conv2d(2 * c, 2 * c, 3, 1, 1), norm(2 * c), nn.ReLU(), nn.Conv2d(2 * c, 2 * c, 3, 1, 1), norm(2 * c)
+            )
+            for _ in range(2)
+        ]
         self.blocks = nn.ModuleList(blocks)
-        self.last = nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(2 * c, c, 3, 1, 1), norm(c), nn.ReLU(), nn.Conv2d(c, 3, 3, 1, 1))
+        self.last = nn.Sequential(
+            nn.Upsample(scale_factor=2), nn.Conv2d(2 * c, c, 3, 1, 1), norm(c), nn.ReLU(), nn.Conv2d(c, 3, 3, 1, 1)
+        )
 
     def forward(self, x):
         x = self.first(x)
@@ -144,7 +173,9 @@ class Mixer(nn.Module):
         super().__init__()
         self.patch = nn.Conv2d(3, c, 8, 8)
         block = lambda n: nn.Sequential(nn.Linear(n, 2 * n), nn.GELU(), nn.Linear(2 * n, n))  # noqa: E731
-        self.blocks = nn.ModuleList([nn.ModuleList([nn.LayerNorm(c), block(patches), nn.LayerNorm(c), block(c)]) for _ in range(2)])
+        self.blocks = nn.ModuleList(
+            [nn.ModuleList([nn.LayerNorm(c), block(patches), nn.LayerNorm(c), block(c)]) for _ in range(2)]
+        )
         self.norm, self.head = nn.LayerNorm(c), nn.Linear(c, 10)
 
     def forward(self, x):
@@ -166,7 +197,9 @@ class EDSR(nn.Module):
     def __init__(self, c=16):
         super().__init__()
         self.first = nn.Conv2d(3, c, 3, padding=1)
-        blocks = [nn.Sequential(nn.Conv2d(c, c, 3, padding=1), nn.ReLU(True), nn.Conv2d(c, c, 3, padding=1)) for _ in range(3)]
+        blocks = [
+            nn.Sequential(nn.Conv2d(c, c, 3, padding=1), nn.ReLU(True), nn.Conv2d(c, c, 3, padding=1)) for _ in range(3)
+        ]
         self.blocks, self.last = nn.ModuleList(blocks), nn.Conv2d(c, c, 3, padding=1)
         self.up = nn.Sequential(nn.Conv2d(c, 4 * c, 3, padding=1), nn.PixelShuffle(2), nn.Conv2d(c, 3, 3, padding=1))
 
@@ -180,7 +213,15 @@ class EDSR(nn.Module):
 class Siamese(nn.Module):
     def __init__(self):
         super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(1, 16, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 32, 3), nn.ReLU(), nn.Flatten(), nn.Linear(512, 24))
+        self.body = nn.Sequential(
+            nn.Conv2d(1, 16, 3),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(16, 32, 3),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(512, 24),
+        )
 
     def forward(self, a, b):
         return (self.body(a) - self.body(b)).square().sum(1)
@@ -191,7 +232,9 @@ class SqueezeExcite(nn.Module):
         super().__init__()
         self.first, self.norm = nn.Conv2d(3, c, 3, padding=1, bias=False), nn.BatchNorm2d(c)
         self.depth = nn.Conv2d(c, c, 3, padding=1, groups=c, bias=False)
-        self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(c, c // 4, 1), nn.ReLU(), nn.Conv2d(c // 4, c, 1), nn.Sigmoid())
+        self.gate = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), nn.Conv2d(c, c // 4, 1), nn.ReLU(), nn.Conv2d(c // 4, c, 1), nn.Sigmoid()
+        )
         self.point, self.head = nn.Conv2d(c, 2 * c, 1), nn.Linear(2 * c, 10)
 
     def forward(self, x):

@@ -1,6 +1,4 @@
-"""Hand-written networks of sequences, graphs and tables."""
-
-import math
+"""Hand-written networks of sequences."""
 
 import torch
 from torch import nn
@@ -48,38 +46,15 @@ class Seq2Seq(nn.Module):
         return self.head(torch.tanh(self.merge(torch.cat([x, context], -1))))
 
 
-class GraphNet(nn.Module):
-    """Graph convolutions with a dense normalised adjacency."""
-
-    def __init__(self):
-        super().__init__()
-        self.layers, self.head = nn.ModuleList([nn.Linear(8, 32), nn.Linear(32, 32)]), nn.Linear(32, 4)
-
-    def forward(self, x, adjacency):
-        for layer in self.layers:
-            x = torch.relu(adjacency @ layer(x))
-        return self.head(x.mean(1))
-
-
-class GraphAttention(nn.Module):
-    def __init__(self, c=16):
-        super().__init__()
-        self.body, self.source, self.target, self.head = nn.Linear(8, c), nn.Linear(c, 1), nn.Linear(c, 1), nn.Linear(c, 4)
-
-    def forward(self, x, adjacency):
-        x = self.body(x)
-        scores = F.leaky_relu(self.source(x) + self.target(x).transpose(1, 2), 0.2)
-        scores = scores.masked_fill(adjacency == 0, -1e9)
-        return self.head(F.elu(torch.softmax(scores, -1) @ x))
-
-
 class TCN(nn.Module):
     """Dilated causal convolutions with weight norm, cut back to the length."""
 
     def __init__(self, c=16):
         super().__init__()
         norm = nn.utils.parametrizations.weight_norm
-        self.convs = nn.ModuleList([norm(nn.Conv1d(4 if k == 0 else c, c, 3, dilation=2**k, padding=2 * 2**k)) for k in range(3)])
+        self.convs = nn.ModuleList(
+            [norm(nn.Conv1d(4 if k == 0 else c, c, 3, dilation=2**k, padding=2 * 2**k)) for k in range(3)]
+        )
         self.skip, self.head = nn.Conv1d(4, c, 1), nn.Linear(c, 5)
 
     def forward(self, x):
@@ -115,7 +90,9 @@ class Experts(nn.Module):
     def __init__(self, c=16, experts=4):
         super().__init__()
         self.router = nn.Linear(c, experts)
-        self.experts = nn.ModuleList([nn.Sequential(nn.Linear(c, 2 * c), nn.ReLU(), nn.Linear(2 * c, c)) for _ in range(experts)])
+        self.experts = nn.ModuleList(
+            [nn.Sequential(nn.Linear(c, 2 * c), nn.ReLU(), nn.Linear(2 * c, c)) for _ in range(experts)]
+        )
         self.head = nn.Linear(c, 3)
 
     def forward(self, x):
@@ -175,56 +152,14 @@ class SwiGLU(nn.Module):
     def __init__(self, c=24):
         super().__init__()
         self.scale = nn.Parameter(torch.ones(c))
-        self.first, self.gate, self.up, self.down, self.head = (nn.Linear(a, b) for a, b in ((8, c), (c, 64), (c, 64), (64, c), (c, 5)))
+        self.first, self.gate, self.up, self.down, self.head = (
+            nn.Linear(a, b) for a, b in ((8, c), (c, 64), (c, 64), (64, c), (c, 5))
+        )
 
     def forward(self, x):
         x = self.first(x)
         normed = self.scale * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6)
         return self.head(x + self.down(F.silu(self.gate(normed)) * self.up(normed)))
-
-
-def mlp():
-    return nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 3))
-
-
-def tabular():
-    block = lambda a, b: nn.Sequential(nn.Linear(a, b), nn.BatchNorm1d(b), nn.PReLU(b))  # noqa: E731
-    return nn.Sequential(block(20, 48), block(48, 48), nn.Dropout(0.3), nn.Linear(48, 1))
-
-
-class DeepFM(nn.Module):
-    """Embeddings of fields, their products, and a network on all of them."""
-
-    def __init__(self, fields=4, c=8):
-        super().__init__()
-        self.embed = nn.ModuleList([nn.Embedding(10, c) for _ in range(fields)])
-        self.deep = nn.Sequential(nn.Linear(fields * c, 32), nn.ReLU(), nn.Linear(32, 1))
-
-    def forward(self, x):
-        found = torch.stack([embed(x[:, k]) for k, embed in enumerate(self.embed)], 1)
-        pairs = (found.sum(1).square() - found.square().sum(1)).sum(1, keepdim=True) * 0.5
-        return self.deep(found.flatten(1)) + pairs
-
-
-class PointNet(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.body = nn.Sequential(nn.Conv1d(3, 32, 1), nn.BatchNorm1d(32), nn.ReLU(), nn.Conv1d(32, 64, 1), nn.BatchNorm1d(64), nn.ReLU())
-        self.head = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 6))
-
-    def forward(self, x):
-        return self.head(self.body(x).max(2).values)
-
-
-class DuelingQ(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.body, self.value, self.advantage = nn.Linear(6, 48), nn.Linear(48, 1), nn.Linear(48, 4)
-
-    def forward(self, x):
-        x = torch.relu(self.body(x))
-        advantage = self.advantage(x)
-        return self.value(x) + advantage - advantage.mean(1, keepdim=True)
 
 
 class TextCNN(nn.Module):
@@ -236,19 +171,6 @@ class TextCNN(nn.Module):
     def forward(self, tokens):
         x = self.embed(tokens).transpose(1, 2)
         return self.head(torch.cat([torch.relu(conv(x)).amax(2) for conv in self.convs], 1))
-
-
-class Physics(nn.Module):
-    """A network of sine features, as for differential equations and signed distances."""
-
-    def __init__(self):
-        super().__init__()
-        self.layers, self.head = nn.ModuleList([nn.Linear(2, 32), nn.Linear(32, 32)]), nn.Linear(32, 1)
-
-    def forward(self, x):
-        for layer in self.layers:
-            x = torch.sin(math.pi * layer(x))
-        return self.head(x)
 
 
 def torch_transformer():
@@ -264,22 +186,12 @@ def tokens(length=8, vocabulary=30):
     return torch.randint(1, vocabulary, (2, length))
 
 
-def graph():
-    adjacency = (torch.rand(2, 6, 6) < 0.5).float() + torch.eye(6)
-    return reals(6, 8), adjacency / adjacency.sum(-1, keepdim=True)
-
-
 MODELS = {
-    "mlp": lambda: (mlp(), reals(20)),
-    "tabular": lambda: (tabular(), torch.randn(8, 20)),
-    "deep_fm": lambda: (DeepFM(), tokens(4, 10)),
     "lstm": lambda: (Recurrent(nn.LSTM), tokens()),
     "lstm_bidirectional": lambda: (Recurrent(nn.LSTM, bidirectional=True), tokens()),
     "gru": lambda: (Recurrent(nn.GRU), tokens()),
     "rnn_by_hand": lambda: (Cells(), reals(5, 8)),
     "seq2seq": lambda: (Seq2Seq(), (tokens(), tokens(6))),
-    "graph_convolution": lambda: (GraphNet(), graph()),
-    "graph_attention": lambda: (GraphAttention(), graph()),
     "tcn": lambda: (TCN(), reals(4, 20)),
     "wavenet": lambda: (WaveNet(), reals(1, 20)),
     "experts_soft": lambda: (Experts(), reals(16)),
@@ -287,8 +199,5 @@ MODELS = {
     "nano_gpt": lambda: (NanoGPT(), tokens()),
     "swiglu": lambda: (SwiGLU(), reals(8)),
     "torch_transformer": lambda: (torch_transformer(), reals(6, 32)),
-    "point_net": lambda: (PointNet(), reals(3, 16)),
-    "dueling_q": lambda: (DuelingQ(), reals(6)),
     "text_cnn": lambda: (TextCNN(), tokens()),
-    "sine_network": lambda: (Physics(), reals(2)),
 }

@@ -1,10 +1,9 @@
-"""A model as the census needs it: float64 throughout, nothing random in its forward, and no weights whose mistakes would cancel."""
+"""A model as the census needs it: float64 throughout, nothing random in its forward, no weights whose mistakes would cancel."""
 
 import sys
 import types
 
 import torch
-from torch import nn
 
 DROPS = ("Dropout", "StochasticDepth", "DropPath")
 
@@ -41,7 +40,11 @@ def make_generic(model):
         return torch.rand(tensor.shape, generator=generator, dtype=torch.float64) - 0.5
 
     for parameter in model.parameters():
-        if parameter.is_floating_point() and parameter.numel() > 1 and bool((parameter == parameter.flatten()[0]).all()):
+        if (
+            parameter.is_floating_point()
+            and parameter.numel() > 1
+            and bool((parameter == parameter.flatten()[0]).all())
+        ):
             parameter += 0.2 * uniform(parameter)
     for module in model.modules():
         if getattr(module, "running_mean", None) is not None:

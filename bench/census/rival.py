@@ -84,4 +84,3 @@ def last_layers(model, args, kwargs):
     last = [m for m, t in made if torch.is_tensor(t) and t.data_ptr() in where]
     last += [m for m, _ in made if list(m.parameters())][-1:]
     return last, [tuple(t.shape) for t in outputs]
-
