@@ -20,7 +20,7 @@ BUILD_REQUIRES = import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'
 
 BENCH_REQUIRES = import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['bench'])
 
-.PHONY: demo test test-full bench mutants lint docs wheel build clean
+.PHONY: demo test test-full bench census mutants lint docs wheel build clean
 demo: OUT ?= runs/demo
 demo: build
 	$(BIN)/python -m shrinknets_fast train --data digits --out $(OUT)
@@ -37,6 +37,12 @@ test-full: lint
 # Rows are appended to bench/results, or to OUT; the last lines are a table.
 bench: $(VENV)/.bench
 	$(BIN)/python -m bench all $(if $(filter-out 0,$(QUICK)),--quick) $(if $(OUT),--out $(OUT)) $(if $(DATA),--data $(DATA))
+
+# Rows of all models that have none yet of this code, and the page docs/models.md. About two hours of one core.
+census: $(VENV)/.bench
+	$(PIP) install -q timm transformers segmentation-models-pytorch
+	$(BIN)/python -m bench census
+	$(BIN)/python -m bench census --page
 
 # Tests of the tests: planted faults, each of which its test file has to catch. About 45 minutes with JOBS=1.
 mutants: build

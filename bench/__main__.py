@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from . import registry, rows
+from .census import command as census
 from .table import as_text, comparisons
 
 
@@ -15,7 +16,7 @@ def parser():
     main = argparse.ArgumentParser(
         prog="python -m bench", description="Measurements of shrinknets_fast beside its rivals."
     )
-    kinds = main.add_subparsers(dest="command", required=True, metavar="FAMILY|all|table|report|compare")
+    kinds = main.add_subparsers(dest="command", required=True, metavar="FAMILY|all|table|report|compare|census")
     for name, help in [*((n, summary(f)) for n, f in sorted(registry.load().items())), ("all", "every family")]:
         one = kinds.add_parser(name, help=help, description=help)
         one.add_argument("--quick", action="store_true", help="small sizes, seconds instead of minutes")
@@ -39,6 +40,8 @@ def parser():
     one.add_argument("--only", metavar="TEXT", help="cases whose name contains it")
     one.add_argument("--full", action="store_true", help="full sizes; default: quick ones")
     one.add_argument("--rounds", type=int, default=4, help="both commits are timed once in each; default: 4")
+    help = "public architectures: what can shrink, and whether a collection is exact"
+    census.add_arguments(kinds.add_parser("census", help=help, description=help))
     return main
 
 
@@ -59,6 +62,8 @@ def main(argv=None):
         from .compare import compare
 
         return compare(arguments)
+    if arguments.command == "census":
+        return census.main(arguments)
     from .run import run_families
 
     names = sorted(registry.FAMILIES) if arguments.command == "all" else [arguments.command]

@@ -1,0 +1,11 @@
+"""Errors in one line."""
+
+import re
+
+import shrinknets_fast as sn
+
+
+def line(error):
+    """The first line of what went wrong; the kind of error, where it is none of this package."""
+    text = re.sub(r"\s+", " ", next(iter(str(error).strip().splitlines()), ""))[:300]
+    return text if isinstance(error, sn.ShrinkError) else f"{type(error).__name__}: {text}"
