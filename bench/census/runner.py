@@ -131,6 +131,7 @@ def work(library, name, writer):
     os.dup2(silence, 1)
     os.dup2(silence, 2)
     warnings.simplefilter("ignore")
+    torch.set_num_threads(1)  # before autograd's threads do: torch makes its pool anew in a fork, and two at once abort
     row = one.measure(library, name)
     writer.send(row)
     try:
