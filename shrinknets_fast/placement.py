@@ -44,6 +44,7 @@ from .norms import (
 )
 from .recurrent import FilteredGRU, FilteredLSTM
 from .saving import check_saves
+from .wrapped import unwrapped
 from .written_out import written_out_class
 
 __all__ = ["add_filters"]
@@ -102,6 +103,7 @@ def add_filters(
     checked_init("add_filters", init)
     if residual not in ("inner", "tied"):
         raise ShrinkError(f"add_filters: residual is {residual!r}, expected 'inner' or 'tied'")
+    unwrapped(model)  # raises where it is no module
     if isinstance(model, nn.parallel.DistributedDataParallel):
         what = "model is a DistributedDataParallel, which averages nothing that is added to it"
         raise ShrinkError(f"add_filters: {what}; add the filters first, then wrap")

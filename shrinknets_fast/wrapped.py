@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from .errors import ShrinkError
+
 
 def inwards(module: object) -> Iterator[nn.Module]:
     """The module, then what it holds as ``.module`` or behind ``torch.compile``, and so on: an average's wrapper, any wrapper."""
@@ -25,5 +27,8 @@ def wrappers(model: nn.Module) -> list[nn.Module]:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model itself, inside its :func:`wrappers`."""
+    """The model itself, inside its :func:`wrappers`. Raises where it is no module, as a stage of a pipeline is none."""
+    if not isinstance(model, nn.Module):
+        why = " (pipeline parallelism is not supported)" if type(model).__name__.startswith("Pipeline") else ""
+        raise ShrinkError(f"model is a {type(model).__name__}, expected a torch.nn.Module{why}")
     return list(inwards(model))[len(wrappers(model))]

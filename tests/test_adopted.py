@@ -131,3 +131,13 @@ def test_not_where_a_filter_in_the_weight_is_scaled_away():
         warnings.simplefilter("ignore")
         model = add(nn.Sequential(Standardised(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 3)), data(2, 3, 6, 6))
     assert filters(model) == {}
+
+
+def test_a_grouped_transposed_convolution_gets_none():
+    """Its weight has the features of one group only."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = add(
+            nn.Sequential(nn.ConvTranspose2d(4, 8, 2, groups=2), nn.ReLU(), nn.Conv2d(8, 2, 2)), data(2, 4, 5, 5)
+        )
+    assert filters(model) == {}

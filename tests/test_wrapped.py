@@ -298,3 +298,14 @@ def test_where_the_host_does_not_wait_all_comes_a_step_later(lone, monkeypatch):
     with pytest.raises(sn.ShrinkError, match="0.theta was replaced"):
         gc.step()
     assert gc.step() is None and gc.step() is None
+
+
+@pytest.mark.parametrize("call", [sn.add_filters, sn.GarbageCollector, sn.fold_filters, sn.coverage])
+def test_what_is_no_module_is_named(call):
+    class PipelineStage:
+        pass
+
+    with pytest.raises(sn.ShrinkError, match=r"model is a PipelineStage, .* \(pipeline parallelism is not supported\)"):
+        call(PipelineStage(), torch.randn(2, 3))
+    with pytest.raises(sn.ShrinkError, match=r"model is a dict, expected a torch.nn.Module$"):
+        call({}, torch.randn(2, 3))

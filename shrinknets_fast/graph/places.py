@@ -108,7 +108,7 @@ def layer(
             and own(op.get(bias), module._parameters["bias"], maker)
         ):
             return None
-        if value.ndim < (2 if dim == 1 else abs(dim)):
+        if value.ndim < (2 if dim == 1 else abs(dim)) or weight_dim == 1 and op.get("groups", 1) != 1:
             return None
         outputs[value] = dim % value.ndim
         dims.add(weight_dim)
