@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from .trace import Traced
 
 
+aten = torch.ops.aten
+CASTS = {aten.to.dtype, aten._to_copy.default, aten._assert_tensor_metadata.default}
 Call = tuple[list[torch.fx.Node], str, str]  # nodes, path, type name
 
 
@@ -85,6 +88,8 @@ def module_calls(graph: torch.fx.Graph, norms: Collection[str] = ()) -> dict[tor
                 calls.setdefault(path, ([], path, kind))[0].append(node)
                 break
     for nodes, path, kind in calls.values():
+        if kind not in MODULES:  # a cast to the dtype that it has is its input itself, which others read too
+            nodes = list(itertools.dropwhile(lambda node: node.target in CASTS, nodes))
         inside = set(nodes)
         results = [node for node in nodes if any(user not in inside for user in node.users)]
         if kind in MODULES or len(results) == 1:
