@@ -117,14 +117,18 @@ class Source:
     @torch.no_grad()
     def store(self, before: torch.Tensor) -> None:
         """Give the parameter what was written to ``value``, which held ``before``."""
-        value, parameter, theta = self.value.detach(), self.parameter, self.layer.theta
+        layer, value, parameter = self.layer, self.value.detach(), self.parameter
         assert parameter is not None  # see check
-        scale = theta.clamp(min=0).to(value.dtype).reshape(-1, *[1] * (value.dim() - 1))
+        dim, offset = (layer.weight_dim, layer.weight_offset) if self.name == "weight" else (0, 0.0)
+        theta = layer.repeated_theta
+        scale = theta.clamp(min=0).to(value.dtype).reshape([-1 if d == dim else 1 for d in range(value.dim())])
         changed = ~((value == before) | (value.isnan() & before.isnan()))
-        needed = value / scale
+        needed = (value + offset) / scale - offset if offset else value / scale
         lost = changed & value.isfinite() & ~needed.isfinite()
         if bool(lost.any()):
-            feature = int(lost.reshape(len(lost), -1).any(1).nonzero()[0])
+            feature = int(
+                lost.transpose(0, dim).flatten(1).any(1).nonzero()[0] if lost.dim() > 1 else lost.nonzero()[0]
+            )
             value.copy_(before)
             name = f"{type(self.layer).__name__}.{self.name}"
             state = f"has theta {float(theta[feature])}, so it holds zeros"

@@ -11,7 +11,7 @@ from .companions import Companions
 from .depth.gated import Gated, nothing
 from .errors import ShrinkError
 from .filters import REMOVE, named_filters, thetas
-from .folded import fold_weight
+from .folded import FoldedReads, fold_weight
 from .graph.constants import Constants, forgiven, move_into_biases
 from .graph.modules import copied
 from .graph.reading import Reading, example_of
@@ -72,7 +72,9 @@ def fold_filters(
     model = unwrapped(model)
     thetas(model)  # raises where one is no parameter
     for name, module in named_filters(model).items():
-        if any(hasattr(module, own) and own not in module._parameters for own in ("weight", "bias")):
+        if isinstance(module, FoldedReads) and any(
+            hasattr(module, own) and own not in module._parameters for own in ("weight", "bias")
+        ):
             what = f"{name or type(module).__name__} has a weight or bias that a parametrization or pruning computes"
             raise ShrinkError(f"fold_filters: {what}; {REMOVE}")
     plain = copied(model)

@@ -42,7 +42,8 @@ def fitting_changes(model: Any, example: tuple[Any, ...] | None) -> list[Change]
     """Changes of ``model.config`` that make exactly the sizes of ``model``, and its function; None where none was found.
 
     A field is tried if it holds the size that the config makes, or a part of it: as one new number, as one of each layer
-    (``per_layer_config`` of transformers 5, or a list). example: (args, kwargs) of the forward, for the trial (None: ``dummy_inputs``).
+    (``per_layer_config`` of transformers 5, or a list). example: (args, kwargs) of the forward,
+    for the trial (None: ``dummy_inputs``).
     """
     start = misfits(model, model.config)
     if not start:
@@ -80,7 +81,9 @@ def candidates(config: Any, wrong: Sizes) -> Iterator[Change]:
                 yield (*path[:-1], "per_layer_config"), {layer: {path[-1]: size} for layer, size in layers.items()}
             yield path, [layers.get(layer, value) for layer in range(max(layers) + 1)]
     for path, value in fields(config):  # a number of heads makes a multiple of it
-        parts = {value * left // made for made, left in wrong.values() if made % value == 0 and value * left % made == 0}
+        parts = {
+            value * left // made for made, left in wrong.values() if made % value == 0 and value * left % made == 0
+        }
         yield from ((path, size) for size in sorted(parts - {value}) if size)
     for path, values in lists(config):
         layers = {layer: left for (name, _), (_, left) in wrong.items() if (layer := layer_of(name)) is not None}

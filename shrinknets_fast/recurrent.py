@@ -74,14 +74,14 @@ class FilteredRecurrent(FilterBase, Recurrent):
                 self.theta.copy_(shared)
 
     @property
-    def _directions(self) -> int:
+    def directions(self) -> int:
         return 2 if self.bidirectional else 1
 
-    def _weights(self) -> Iterator[torch.Tensor]:
+    def kernel_weights(self) -> Iterator[torch.Tensor]:
         """Those of the kernel, in its order: with the filter in the columns that read the hidden state."""
-        wide = self.theta.repeat(self._directions)
+        wide = self.theta.repeat(self.directions)
         for number, (inputs, hidden, *biases) in enumerate(self.all_weights):
-            yield inputs if number < self._directions else filter(inputs, wide, 1)
+            yield inputs if number < self.directions else filter(inputs, wide, 1)
             yield filter(hidden, self.theta, 1)
             yield from biases
 
@@ -96,9 +96,7 @@ class FilteredRecurrent(FilterBase, Recurrent):
             states = states and [state.unsqueeze(1) for state in states]
         if states is None:
             batch = int(packing[0][0]) if packing else data.shape[0 if self.batch_first else 1]
-            like = self.theta.expand(
-                self.num_layers * self._directions, batch, -1
-            )  # no number, which trials would miss
+            like = self.theta.expand(self.num_layers * self.directions, batch, -1)  # no number, which trials would miss
             states = [torch.zeros_like(like, dtype=data.dtype) for _ in range(2 if self.mode == "LSTM" else 1)]
         else:
             scale = torch.where(self.theta > 0, self.theta, 1.0).to(states[0].dtype)
@@ -108,10 +106,10 @@ class FilteredRecurrent(FilterBase, Recurrent):
         first = states if self.mode == "LSTM" else states[0]
         how = (self.bias, self.num_layers, self.dropout, self.training, self.bidirectional)
         if packing:
-            output, *states = self.call(data, packing[0], first, list(self._weights()), *how)
+            output, *states = self.call(data, packing[0], first, list(self.kernel_weights()), *how)
         else:
-            output, *states = self.call(data, first, list(self._weights()), *how, self.batch_first)
-        output = filter(output, self.theta.repeat(self._directions), -1)
+            output, *states = self.call(data, first, list(self.kernel_weights()), *how, self.batch_first)
+        output = filter(output, self.theta.repeat(self.directions), -1)
         alive = (self.theta > 0).to(self.theta.dtype)
         states = [filter(states[0], self.theta, -1), *(filter(state, alive, -1) for state in states[1:])]
         if packing:
@@ -169,9 +167,9 @@ def folded_recurrent(layer: Any) -> nn.Module:
     It takes no initial state, which would have to be divided first.
     """
     names = [name for name in layer._parameters if name != "theta"]
-    weights = [weight.detach().clone() for weight in layer._weights()]
+    weights = [weight.detach().clone() for weight in layer.kernel_weights()]
     scale = layer.theta.detach().clamp(min=0)
-    directions = layer._directions
+    directions = layer.directions
     del layer.theta
     for name in ("init", "owns_theta", "activation"):
         layer.__dict__.pop(name, None)

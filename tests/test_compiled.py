@@ -27,9 +27,12 @@ class Network(nn.Module):
 @pytest.fixture(autouse=True)
 def fresh():
     torch.compiler.reset()
-    config = torch._dynamo.config.get_config_copy()
-    yield
-    assert torch._dynamo.config.get_config_copy() == config
+    with torch._dynamo.config.patch(
+        recompile_limit=8
+    ):  # torch's own: other packages set another when they are imported
+        config = torch._dynamo.config.get_config_copy()
+        yield
+        assert torch._dynamo.config.get_config_copy() == config
     torch.compiler.reset()
 
 

@@ -91,7 +91,7 @@ def test_choose_removes_dead_ones_only_and_never_all(total, dead, align, least, 
     generator = torch.Generator().manual_seed(seed)
     leave = torch.zeros(total, dtype=torch.bool)
     leave[torch.randperm(total, generator=generator)[:dead]] = True
-    chosen = choose(leave, size_left(leave, align, least, removal), removal, generator)
+    chosen = choose(leave, size_left(int(leave.sum()), total, align, least, removal), removal, generator)
     left = total - int(chosen.sum())
     assert not bool((chosen & ~leave).any())
     assert left >= min(least, total)

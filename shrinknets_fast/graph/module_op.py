@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from .trace import Traced
 
 
-aten = torch.ops.aten
-CASTS = {aten.to.dtype, aten._to_copy.default, aten._assert_tensor_metadata.default}
+CASTS = ("aten.to.dtype", "aten._to_copy.default", "aten._assert_tensor_metadata.default")
 Call = tuple[list[torch.fx.Node], str, str]  # nodes, path, type name
 
 
@@ -89,7 +88,7 @@ def module_calls(graph: torch.fx.Graph, norms: Collection[str] = ()) -> dict[tor
                 break
     for nodes, path, kind in calls.values():
         if kind not in MODULES:  # a cast to the dtype that it has is its input itself, which others read too
-            nodes = list(itertools.dropwhile(lambda node: node.target in CASTS, nodes))
+            nodes = list(itertools.dropwhile(lambda node: str(node.target) in CASTS, nodes))
         inside = set(nodes)
         results = [node for node in nodes if any(user not in inside for user in node.users)]
         if kind in MODULES or len(results) == 1:

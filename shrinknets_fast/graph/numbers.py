@@ -17,7 +17,7 @@ aten = torch.ops.aten
 
 View = tuple[tuple[int, ...], tuple[int, ...]]  # shapes: of what is viewed, and as what
 Planned = Mapping[View, Set[View]]
-VIEWS = {aten.view.default, aten._unsafe_view.default, aten._reshape_alias.default}
+VIEWS = {aten.view.default, aten._unsafe_view.default}
 
 
 class Numbers(TorchDispatchMode):

@@ -31,12 +31,15 @@ def choose(model: nn.Module, choices: Choices) -> None:
 
 @dataclass(frozen=True)
 class Split:
-    """``whole``: the axis before; ``part``: the dimension of the view that loses features; ``parts``: how many could."""
+    """``whole``: the axis before; ``part``: the dimension of the view that loses features; ``parts``: how many could; ``last``:
+    whether the axis is the last one.
+    """
 
     op: Op
     whole: Axis
     part: int
     parts: int
+    last: bool
 
 
 class Splits:
@@ -58,7 +61,7 @@ class Splits:
         key = (op.module, place)
         part = order[self.choices.get(key, 0)]
         if whole is not None:
-            self.found.setdefault(key, []).append(Split(op, whole, part, len(parts)))
+            self.found.setdefault(key, []).append(Split(op, whole, part, len(parts), last))
         return part
 
     def for_each_feature(self, thetas: Iterable[Axis | None]) -> dict[Key, int]:
@@ -67,7 +70,7 @@ class Splits:
         """
         tied = [axis.ids for axis in thetas if axis is not None and len(axis.ids.unique()) < len(axis)]
         ids = torch.cat(tied) if tied else torch.empty(0, dtype=torch.int64)
-        return {key: n for key, n in self.others(ids).items() if n == 1}
+        return {key: n for key, n in self.others(ids).items() if n == 1 and self.found[key][0].last}
 
     def others(self, ids: torch.Tensor) -> dict[Key, int]:
         """Choices to try next, for those that split any of these features."""

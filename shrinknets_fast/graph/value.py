@@ -107,6 +107,10 @@ class Zeros:
         known = self._known.get(value)
         return None if known is None else known[dim]
 
+    def dead(self, theta: Value) -> torch.Tensor | None:
+        """The dead features of a filter's theta."""
+        return self(theta, 0)
+
     def of(self, value: Value) -> list[torch.Tensor | None]:
         """For all its dimensions."""
         return [self(value, dim) for dim in range(value.ndim)]
