@@ -13,7 +13,7 @@ from shrinknets_fast.graph.coverage import coverage_of
 from ..zoo import weight_count
 from . import exactness, libraries
 from .prepare import prepared
-from .words import line
+from .words import line, portable
 
 DEAD = 0.4
 EXACT = 1e-9
@@ -115,4 +115,4 @@ def positions(parameter):
 
 
 def note(row, covered):
-    row["coverage"], row["reasons"] = covered.share, covered.first_reasons(3)
+    row["coverage"], row["reasons"] = covered.share, [portable(reason) for reason in covered.first_reasons(3)]
