@@ -134,3 +134,9 @@ def test_the_command_names_what_it_does_not_know(tmp_path, capsys):
 def test_the_census_is_as_large_as_promised():
     count = {library: len(libraries.names(library)) for library in libraries.LIBRARIES}
     assert sum(count.values()) >= 150 and count["timm"] >= 80 and count["transformers"] >= 44
+
+
+def test_a_model_is_prepared_without_a_change_to_torch():
+    before = torch.Tensor.float
+    prepared(network(), (torch.randn(8, 6),), {})
+    assert torch.Tensor.float is before and torch.ones(1).float().dtype == torch.float32

@@ -5,12 +5,14 @@ import types
 
 import torch
 
+own_process = False  # whether this process is there for one model alone, so that torch may be changed in it
 DROPS = ("Dropout", "StochasticDepth", "DropPath")
 
 
 def prepared(model, args, kwargs):
     """(model, args, kwargs), the model changed in place and in evaluation mode."""
-    widen_casts()
+    if own_process:
+        widen_casts()
     model = model.double().eval()
     calm(model)
     make_generic(model)
@@ -53,7 +55,10 @@ def make_generic(model):
 
 
 def widen_casts():
-    """Models that compute norms and softmaxes in float32 do it in float64: their rounding would drown what is measured."""
+    """Models that compute norms and softmaxes in float32 do it in float64: their rounding would drown what is measured.
+
+    For the rest of the process, after the library of models was imported.
+    """
     torch.Tensor.float = torch.Tensor.double
     wide = types.ModuleType("torch")
     wide.__dict__.update(vars(torch), float32=torch.float64, float=torch.float64)

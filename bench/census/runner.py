@@ -16,7 +16,7 @@ import shrinknets_fast
 
 from .. import rows
 from ..registry import OURS, Unavailable, needed
-from . import libraries, one
+from . import libraries, one, prepare
 from .rival import torch_pruning
 
 ROWS = rows.RESULTS / "census.jsonl"
@@ -132,6 +132,7 @@ def work(library, name, writer):
     os.dup2(silence, 2)
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)  # before autograd's threads do: torch makes its pool anew in a fork, and two at once abort
+    prepare.own_process = True
     row = one.measure(library, name)
     writer.send(row)
     try:
