@@ -9,32 +9,35 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import torch
 from torch import nn
 
 from .folded import FoldedReads
 from .nn import FilterBase
 
-__all__ = ["adopted_class", "can_be_adopted"]
+__all__ = ["Adopted", "adopted_class", "can_be_adopted"]
 
 
 class Adopted(FilterBase, FoldedReads):
-    """A layer of another class, with a filter."""
+    """A layer of another class, with a filter. ``made_of``: what :func:`adopted_class` was given."""
+
+    made_of: tuple[Any, ...]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return rebuilt, (self.plain, self.weight_dim), self.__dict__
+        return rebuilt, self.made_of, self.__dict__
 
 
 @functools.cache
-def adopted_class(plain: Any, weight_dim: int) -> type[FilterBase]:
-    kind: Any = type(f"Filtered{plain.__name__}", (Adopted, plain), {"plain": plain, "weight_dim": weight_dim})
+def adopted_class(plain: Any, base: Any, **attributes: Any) -> Any:
+    """``plain`` behind ``base``, with these attributes."""
+    made_of = (plain, base, tuple(attributes.items()))
+    kind: Any = type(f"Filtered{plain.__name__}", (base, plain), {"plain": plain, "made_of": made_of, **attributes})
     kind.__module__, kind.__doc__ = plain.__module__, plain.__doc__
     return kind
 
 
-def rebuilt(plain: Any, weight_dim: int) -> nn.Module:
+def rebuilt(plain: Any, base: Any, attributes: tuple[tuple[str, Any], ...]) -> nn.Module:
     """For copies and pickles, which cannot find the class by its name."""
-    kind = adopted_class(plain, weight_dim)
+    kind = adopted_class(plain, base, **dict(attributes))
     return kind.__new__(kind)
 
 
@@ -46,4 +49,4 @@ def can_be_adopted(module: nn.Module) -> bool:
     weight, bias = own.get("weight"), own.get("bias")
     if weight is None or not weight.is_floating_point() or "bias" not in own and hasattr(module, "bias"):
         return False
-    return bias is None or bias.dim() == 1 and isinstance(bias, torch.Tensor)
+    return bias is None or bias.dim() == 1

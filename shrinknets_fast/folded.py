@@ -120,6 +120,18 @@ def computed(name: str) -> property:
     return property(read, write, delete, f"``{name}`` with max(0, theta) in it; see :func:`unfolded`.")
 
 
+def is_affine(name: str) -> property:
+    """As ``weight`` is the function's, so is this attribute: a filter is an affine weight."""
+
+    def read(norm: nn.Module) -> bool:
+        return norm.__dict__[name] or (has_theta(norm) and not is_unfolded())
+
+    def write(norm: nn.Module, value: bool) -> None:
+        norm.__dict__[name] = value
+
+    return property(read, write)
+
+
 class FoldedReads(Layer):
     """Mixin of the filtered layers that have a weight and a bias.
 

@@ -12,7 +12,7 @@ from torch import nn
 from . import functional
 from .dispatch import Path
 from .errors import ShrinkError
-from .folded import Activation, FoldedReads, Init, Layer, has_theta, is_unfolded, unfolded
+from .folded import Activation, FoldedReads, Init, Layer, is_affine, unfolded
 from .functional import Padding, Size
 from .insides import BatchNorm as PlainBatchNorm
 from .sharded import is_sharded
@@ -279,6 +279,7 @@ class _FilteredBatchNorm(FilterBase, FoldedReads, BatchNorm):  # type: ignore[mi
     """``batch_norm(x) * max(0, theta)`` with the filter inside the affine pair; arguments as the ``torch.nn`` layer."""
 
     function = function_of_one = staticmethod(functional.filtered_batch_norm)
+    affine = is_affine("affine")
 
     def __init__(
         self,
@@ -292,15 +293,6 @@ class _FilteredBatchNorm(FilterBase, FoldedReads, BatchNorm):  # type: ignore[mi
     ) -> None:
         super().__init__(num_features, *args, device=device, dtype=dtype, **kw)
         self.attach_theta(num_features, init, theta, device=device, dtype=dtype)
-
-    @property
-    def affine(self) -> bool:
-        """As :meth:`weight` is the function's, so is this: a filter is an affine weight."""
-        return self.__dict__["affine"] or (has_theta(self) and not is_unfolded())
-
-    @affine.setter
-    def affine(self, value: bool) -> None:
-        self.__dict__["affine"] = value
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         parameters = self.raw_parameters(input)

@@ -10,7 +10,7 @@ from torch import nn
 
 from . import functional
 from .errors import ShrinkError
-from .folded import FoldedReads, Init, has_theta, is_unfolded
+from .folded import FoldedReads, Init, is_affine
 from .insides import InstanceNorm as PlainInstanceNorm
 from .nn import Device, FilterBase
 
@@ -27,18 +27,6 @@ if TYPE_CHECKING:  # what the mixin finds behind it
     InstanceNorm = PlainInstanceNorm
 else:
     InstanceNorm = object
-
-
-def is_affine(name: str) -> property:
-    """As ``weight`` is the function's, so is this attribute: a filter is an affine weight."""
-
-    def read(norm: nn.Module) -> bool:
-        return norm.__dict__[name] or (has_theta(norm) and not is_unfolded())
-
-    def write(norm: nn.Module, value: bool) -> None:
-        norm.__dict__[name] = value
-
-    return property(read, write)
 
 
 def checked_shape(name: str, normalized_shape: int | Sequence[int]) -> int:

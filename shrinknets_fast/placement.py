@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import nn
 
-from .adopted import adopted_class, can_be_adopted
+from .adopted import Adopted, adopted_class, can_be_adopted
 from .coverage import all_dead
 from .depth.branches import find_branches
 from .depth.gated import Gated
@@ -17,7 +17,7 @@ from .filters import leave_fast_paths, named_filters
 from .folded import Init
 from .graph.coverage import Coverage, coverage_of
 from .graph.network import Network
-from .graph.places import Place, candidates, find_places, recurrent_candidates
+from .graph.places import Candidate, Place, candidates, find_places, recurrent_candidates
 from .graph.reading import read
 from .graph.trace import Inputs, checked_inputs
 from .graph.written_out import Norm
@@ -176,6 +176,12 @@ def moves_zero(module: nn.Module) -> bool:
             return False
 
 
+def filtered_class(plain: Any, candidate: Candidate, norm: Norm | None) -> Any:
+    if norm is not None:
+        return written_out_class(plain, norm)
+    return FILTERED.get(plain) or adopted_class(plain, Adopted, weight_dim=candidate.weight_dim)
+
+
 def insert(
     model: nn.Module,
     modules: Mapping[str, nn.Module],
@@ -191,13 +197,7 @@ def insert(
         parameter = next(module.parameters(), like)
         factory: dict[str, Any] = {"device": parameter.device, "dtype": parameter.dtype}
         if list(module.parameters(recurse=False)):
-            plain: Any = type(module)
-            norm = norms.get(candidate.module)
-            module.__class__ = (
-                written_out_class(plain, norm)
-                if norm is not None
-                else FILTERED.get(plain) or adopted_class(plain, candidate.weight_dim)
-            )
+            module.__class__ = filtered_class(type(module), candidate, norms.get(candidate.module))
             module.activation = None  # the object stays: hooks and references to it stay valid
             module.attach_theta(place.size, init, theta, **factory)
             layer = module

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
-from torch import nn
 
 from . import functional
-from .folded import FoldedReads
+from .adopted import Adopted, adopted_class
 from .graph.written_out import Norm
-from .nn import FilterBase
 
-__all__ = ["written_out_class"]
+__all__ = ["WrittenOut", "written_out_class"]
 
 
-class WrittenOut(FilterBase, FoldedReads):
+class WrittenOut(Adopted):
     """``norm``: what the module computes."""
 
     norm: Norm
@@ -32,19 +29,6 @@ class WrittenOut(FilterBase, FoldedReads):
             y = functional.filtered_layer_norm(x, shape, weight, bias, theta, eps=norm.eps)
         return y.movedim(-1, norm.dim)
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        return rebuilt, (self.plain, self.norm), self.__dict__
 
-
-@functools.cache
-def written_out_class(plain: Any, norm: Norm) -> type[FilterBase]:
-    kind: Any = type(
-        f"Filtered{plain.__name__}", (WrittenOut, plain), {"plain": plain, "norm": norm, "weight_offset": norm.offset}
-    )
-    kind.__module__, kind.__doc__ = plain.__module__, plain.__doc__
-    return kind
-
-
-def rebuilt(plain: Any, norm: Norm) -> nn.Module:
-    kind = written_out_class(plain, norm)
-    return kind.__new__(kind)
+def written_out_class(plain: Any, norm: Norm) -> Any:
+    return adopted_class(plain, WrittenOut, norm=norm, weight_offset=norm.offset)

@@ -186,3 +186,15 @@ def test_inner_filters_leave_the_trunk_alone():
         warnings.simplefilter("ignore")
         model = sn.add_filters(language(style="fused"), IDS)
     assert set(sn.features(model)) == {f"blocks.{i}.{name}" for i in (0, 1) for name in ("attention.qkv", "gate")}
+
+
+def test_a_norm_with_attributes_of_any_kind():
+    """Tensors, lists and whatever else a module keeps say nothing of what it computes."""
+
+    class Notes(WrittenOut):
+        def __init__(self, width):
+            super().__init__(width)
+            self.seen, self.shapes, self.table = torch.ones(width, 2), ([1], {}), {"a": 1}
+
+    model = sn.add_filters(language(norm=Notes), IDS, residual="tied")
+    assert sn.coverage(model, IDS).share == 1.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -84,7 +84,8 @@ def candidates(
     for name, values in made.items():
         ops, found = [maker[value] for value in values], None
         if name in layers:  # beside its own op, hooks may mask its weight
-            found = layer(name, [op for op in ops if kind_of(op) in LAYERS], name in adoptable and layers[name], maker)
+            module = layers[name] if name in adoptable else None
+            found = layer(name, [op for op in ops if kind_of(op) in LAYERS], module, maker)
         elif name in others and len({op.target for op in ops}) == 1:
             dims = {value: dim for value in values if (dim := feature_dim(value)) is not None}
             found = Candidate(name, dims) if len(dims) == len(values) else None
@@ -92,18 +93,16 @@ def candidates(
             yield found
 
 
-def layer(
-    name: str, ops: Sequence[Op], module: nn.Module | Literal[False], maker: Mapping[Value, Op]
-) -> Candidate | None:
+def layer(name: str, ops: Sequence[Op], module: nn.Module | None, maker: Mapping[Value, Op]) -> Candidate | None:
     """One op a call. module: where it must be seen that the op's weight and bias are the module's, but for a constant factor."""
     outputs, dims = {}, set()
     for op in ops:
         weight, bias, weight_dim, dim = LAYERS[kind_of(op)]
         dim = op.network.norms[name].dim if name in op.network.norms else dim
         value = op.results[0]
-        if module and kind_of(op) in COUNTING:
+        if module is not None and kind_of(op) in COUNTING:
             return None
-        if module and not (
+        if module is not None and not (
             own(op[weight], module._parameters["weight"], maker)
             and own(op.get(bias), module._parameters["bias"], maker)
         ):

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 SIZE = 6
 _known: dict[tuple[Any, ...], Norm | None] = {}  # class, attributes, whether it has a bias
-PLAIN = ("torch.nn.modules.",)
 
 
 @dataclass(frozen=True)
@@ -61,23 +60,28 @@ class Norm:
 def norm_of(module: nn.Module) -> Norm | None:
     """What a module computes, where that is a norm over features which torch.nn has not in this form."""
     weight, bias = module._parameters.get("weight"), module._parameters.get("bias")
-    if type(module).__module__.startswith(PLAIN) or hasattr(module, "theta") or weight is None or weight.dim() != 1:
-        return None
-    others = [p for name, p in module._parameters.items() if p is not None and name not in ("weight", "bias")]
     if (
-        others
-        or module._modules
-        or any(b is not None for b in module._buffers.values())
-        or not weight.is_floating_point()
+        type(module).__module__.startswith("torch.nn.modules.")
+        or hasattr(module, "theta")
+        or weight is None
+        or weight.dim() != 1
     ):
         return None
+    others = [p for name, p in module._parameters.items() if p is not None and name not in ("weight", "bias")]
+    buffers = [b for b in module._buffers.values() if b is not None]
+    if others or module._modules or buffers or not weight.is_floating_point():
+        return None
     own = {name: value for name, value in vars(module).items() if name not in EVERY_MODULE}
-    plain = tuple(sorted((k, v) for k, v in own.items() if isinstance(v, (int, float, str, bool, tuple))))
+    plain = tuple(sorted((k, v) for k, v in own.items() if is_plain(v)))
     key = (type(module), plain, bias is not None)
     if key not in _known:
         epsilons = {value for _, value in plain if isinstance(value, float) and 0 < value < 0.1}
         _known[key] = next(compared(small_copy(module), epsilons, bias is not None), None)
     return _known[key]
+
+
+def is_plain(value: Any) -> bool:
+    return isinstance(value, (int, float, str)) or isinstance(value, tuple) and all(map(is_plain, value))
 
 
 def small_copy(module: nn.Module) -> nn.Module:
@@ -88,7 +92,7 @@ def small_copy(module: nn.Module) -> nn.Module:
     weight = module._parameters["weight"]
     size = 0 if weight is None else weight.numel()
     for name, value in vars(module).items():
-        if name not in EVERY_MODULE and value in (size, (size,)):
+        if name not in EVERY_MODULE and is_plain(value) and value in (size, (size,)):
             vars(twin)[name] = SIZE if value == size else (SIZE,)
     return twin
 

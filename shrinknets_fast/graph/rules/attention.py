@@ -38,8 +38,8 @@ def attention(op: Op) -> Value:
         if own >= 0:
             places.append((op.axis(mask, own), mask.shape[own]))
         axes.append(meet(op, places))
-    for d in range(max(0 if mask is None else mask.ndim - 2, 0), 0 if mask is None else mask.ndim):
-        op.pin(op.axis(mask, d), f"is the mask of {op.label}")
+    for axis in op.axes(mask)[-2:] if mask is not None else ():
+        op.pin(axis, f"is the mask of {op.label}")
     axes += [op.axis(query, -2), op.axis(value, -1)]
 
     def zero(zeros: Zeros) -> Masks:
